@@ -1,0 +1,108 @@
+"""Pictures: strict decoding to RGB, and the padded square the towers see."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.records import MediaRef
+
+PAD_COLOUR = (122, 116, 104)  # CLIP mean in 0..255, truncated
+MIN_SIDE = 16
+MAX_PIXELS = 120_000_000  # beyond it a header is taken for an attack on memory
+_EXIF_ORIENTATION = 0x0112
+
+
+class ImageError(ValueError):
+    """A picture cannot be used; the message names the file and the remedy."""
+
+
+def load_image(media: MediaRef, root: Path) -> np.ndarray:
+    """uint8[H, W, 3] RGB of a record's picture, from its own bytes or from `root / media.path`.
+
+    The EXIF orientation is not applied: annotations are in stored pixels (see `exif_orientation`).
+
+    Raises:
+      ImageError: missing, cut, undecodable, too large or too small, or of another size than the
+        record says.
+    """
+    data = media.data if media.data is not None else _read(Path(root) / media.path)
+    with _open(data, media.path) as image:
+        _check_size(image, media)
+        return np.array(_decode(image, media.path))
+
+
+def exif_orientation(path: Path) -> int:
+    """EXIF orientation 1..8 of a file; 1 (upright) when it has none.
+
+    Raises:
+      ImageError: missing or not a picture.
+    """
+    with _open(_read(Path(path)), str(path)) as image:
+        try:
+            value = image.getexif().get(_EXIF_ORIENTATION, 1)
+        except Exception:  # a damaged EXIF block says nothing about orientation
+            return 1
+    return value if value in range(1, 9) else 1
+
+
+def to_square(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8[size, size, 3]: the picture centred on a square of `PAD_COLOUR`, then bicubic."""
+    height, width = image.shape[:2]
+    side = max(width, height)
+    square = Image.fromarray(image)
+    if width != height:
+        canvas = Image.new("RGB", (side, side), PAD_COLOUR)
+        canvas.paste(square, ((side - width) // 2, (side - height) // 2))
+        square = canvas
+    return np.array(square.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(
+            f"{path}: picture cannot be read ({error.strerror}); check the image root and the path"
+        ) from error
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: {error}; shrink the picture or drop the record") from error
+    except Exception as error:  # Pillow's readers raise many unrelated types on damaged files
+        raise ImageError(
+            f"{name}: not a picture ({len(data)} bytes, {type(error).__name__}); "
+            "fetch the file again or drop the record"
+        ) from error
+
+
+def _check_size(image: Image.Image, media: MediaRef) -> None:
+    width, height = image.size
+    if (width, height) != (media.width, media.height):
+        raise ImageError(
+            f"{media.path}: picture is {width} x {height}, the record says "
+            f"{media.width} x {media.height}; rebuild the record from this file"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(
+            f"{media.path}: {width} x {height} is too small, sides start at {MIN_SIDE}; "
+            "drop the record"
+        )
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{media.path}: {width} x {height} exceeds {MAX_PIXELS} pixels; "
+            "shrink the picture or drop the record"
+        )
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return image.convert("RGB")
+    except Exception as error:  # Pillow's readers raise many unrelated types on damaged files
+        raise ImageError(
+            f"{name}: damaged or cut picture ({error}); fetch the file again or drop the record"
+        ) from error

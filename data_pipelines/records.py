@@ -1,0 +1,171 @@
+"""The Dialog record: one dialogue about at most one picture, with everything it refers to.
+
+Plain data with a fixed msgpack encoding. Text and geometry are separate: answers are plain text and
+spans point into them, so no placeholder is ever substituted. Coordinates are pixels of the stored
+picture, float, unrounded. Offsets count Unicode code points.
+"""
+
+import dataclasses
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from refvlm_jax.trp.tokens import Unit
+
+SCHEMA_VERSION = 1
+
+
+class PromptKind(enum.IntEnum):
+    """How a person points at a region in the question."""
+
+    POINT = 0
+    BOX = 1
+    SCRIBBLE = 2
+    MASK = 3
+
+
+@dataclass(kw_only=True)
+class Mask:
+    """COCO run-length mask: column-major, with its own size (same aspect as the picture)."""
+
+    h: int
+    w: int
+    counts: bytes
+    """Compressed COCO RLE string."""
+    origin: str = "polygon"
+    """polygon | rle | labelmap | scribble | point | box."""
+
+
+@dataclass(kw_only=True)
+class MediaRef:
+    """The picture of a dialogue: a file under the image root, or encoded bytes held in the record."""
+
+    path: str
+    width: int
+    height: int
+    data: bytes | None = None
+    sha256: str = ""
+
+
+@dataclass(kw_only=True)
+class Region:
+    """Something that can be referred to, as a prompt or as a target; its id is its list index."""
+
+    category: str = ""
+    box: tuple[float, float, float, float] | None = None
+    """x1, y1, x2, y2."""
+    point: tuple[float, float] | None = None
+    mask: Mask | None = None
+    keypoints: list[list[float]] | None = None
+    """[K, 3] x, y, v; v in {0, 1, 2}."""
+    is_crowd: bool = False
+    no_mask_loss: bool = False
+    """The mask vanishes at the training grid: its text is supervised, its pixels are not."""
+
+
+@dataclass(kw_only=True)
+class Prompt:
+    """A region shown in the question; prompts fill the template's region slots in order."""
+
+    region: int
+    kind: PromptKind
+
+
+@dataclass(kw_only=True)
+class Span:
+    """A triplet: `answer[start:end]` is the phrase, decoded by `unit` into the target regions."""
+
+    start: int
+    end: int
+    unit: Unit
+    targets: list[int]
+
+
+@dataclass(kw_only=True)
+class Turn:
+    """One question and its answer.
+
+    The question is either `literal` text (with one `[VPT]` a prompt) or a call of template bank
+    `bank` with `slots`, rendered with a stateless generator at load time.
+    """
+
+    task_name: str
+    """Task command name, a key of `refvlm_jax.trp.commands.COMMANDS`."""
+    answer: str
+    bank: str = ""
+    slots: dict[str, str] = field(default_factory=dict)
+    literal: str = ""
+    prompts: list[Prompt] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    """All acceptable answers, for scoring only (captions, VQA)."""
+    supervise: bool = True
+
+
+@dataclass(kw_only=True)
+class Dialog:
+    """One sample of VT-Instruct."""
+
+    uid: str
+    """`<source>/<split>/<native id>/<variant>`, unique in a dataset."""
+    source: str
+    split: str
+    task_id: str
+    """T01..T25 (`data_pipelines.tasks`)."""
+    turns: list[Turn]
+    image: MediaRef | None = None
+    regions: list[Region] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    """eval_only | empty_target | crowd_present | overflow."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Native ids and anything a scorer needs (for example image_id, annotation ids)."""
+    schema_version: int = SCHEMA_VERSION
+
+
+def encode(dialog: Dialog) -> bytes:
+    """Serialises a dialogue to msgpack."""
+    return msgpack.packb(dataclasses.asdict(dialog), use_bin_type=True)
+
+
+def decode(data: bytes) -> Dialog:
+    """Restores a dialogue.
+
+    Raises:
+      ValueError: the bytes are not a Dialog of this schema version.
+    """
+    try:
+        raw = msgpack.unpackb(data, raw=False, strict_map_key=False)
+    except Exception as error:  # msgpack raises several unrelated types
+        raise ValueError(f"not a Dialog record: {error}") from error
+    if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        raise ValueError(f"Dialog schema version {version}, expected {SCHEMA_VERSION}")
+    try:
+        return _from_raw(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"malformed Dialog record {raw.get('uid')!r}: {error}") from error
+
+
+def _from_raw(raw: dict[str, Any]) -> Dialog:
+    image = raw.pop("image")
+    regions = [_region(r) for r in raw.pop("regions")]
+    turns = [_turn(t) for t in raw.pop("turns")]
+    return Dialog(image=MediaRef(**image) if image else None, regions=regions, turns=turns, **raw)
+
+
+def _region(raw: dict[str, Any]) -> Region:
+    mask, box, point = raw.pop("mask"), raw.pop("box"), raw.pop("point")
+    return Region(
+        mask=Mask(**mask) if mask else None,
+        box=tuple(box) if box else None,
+        point=tuple(point) if point else None,
+        **raw,
+    )
+
+
+def _turn(raw: dict[str, Any]) -> Turn:
+    prompts = [Prompt(region=p["region"], kind=PromptKind(p["kind"])) for p in raw.pop("prompts")]
+    spans = [Span(**{**s, "unit": Unit(s["unit"])}) for s in raw.pop("spans")]
+    return Turn(prompts=prompts, spans=spans, **raw)

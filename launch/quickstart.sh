@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The main job end to end on a CPU: data, shards, training, evaluation, report.
+#   bash launch/quickstart.sh          the tiny recipe (about 20 minutes on two cores)
+#   bash launch/quickstart.sh --fast   the same path in two minutes, for a first look
+#   bash launch/quickstart.sh --config configs/shapes_small.py   another recipe
+# A second call resumes where the first stopped, or says that everything is done.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/env.sh
+refvlm_env
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+exec python -m refvlm_jax.cli.main quickstart "$@"

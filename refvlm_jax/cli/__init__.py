@@ -1,0 +1,1 @@
+"""The `refvlm` command: the only part of the library that knows every other part."""

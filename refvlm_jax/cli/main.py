@@ -1,0 +1,39 @@
+"""Entry point of `refvlm`: parses the command line and hands over to one module a command."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Command -> module with `add_arguments(parser)` and `run(args) -> int`. Imported on use, so that
+# `refvlm --help` and `refvlm data` never start JAX.
+COMMANDS = {
+    "quickstart": ("refvlm_jax.cli.quickstart", "data, training, evaluation and report in one go"),
+    "data": ("refvlm_jax.cli.data", "render the shapes world, build and inspect shards"),
+    "train": ("refvlm_jax.cli.train", "train a recipe; resumes by itself"),
+    "eval": ("refvlm_jax.cli.evaluate", "answer held-out questions, score them, write the report"),
+    "config": ("refvlm_jax.cli.config", "print a recipe as it will run"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; expected failures print one line and return 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="refvlm", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    for name, (module, summary) in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            importlib.import_module(module).add_arguments(sub)
+    args = parser.parse_args(argv)
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except (ValueError, OSError) as error:
+        # Every error class of the library derives from ValueError and carries its own remedy.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Answering the held-out questions of a dataset and writing prediction records."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.progress import track
+
+from data_pipelines.encode import EncodeOptions, encode_prompt
+from data_pipelines.records import Dialog
+from data_pipelines.tokenizer import Tokenizer
+from refvlm_jax.batch import Batch, empty_row
+from refvlm_jax.cli.run import build_model, encode_options, tokenizer_of
+from refvlm_jax.config.schema import RunConfig
+from refvlm_jax.eval.records import Instance, Prediction, Triplet
+from refvlm_jax.geometry import PaddedSquare
+from refvlm_jax.infer.engine import Answer, DecodedReference, Engine, Request
+from refvlm_jax.rle import encode as encode_rle
+from refvlm_jax.train.model_def import define
+from refvlm_jax.trp.commands import COMMANDS
+from refvlm_jax.trp.coords import parse_coords
+
+
+def make_engine(config: RunConfig, params: Mapping[str, np.ndarray]) -> Engine:
+    """An engine for a run's model with the given flat parameters."""
+    model = define(lambda rngs: build_model(config, rngs))
+    return Engine(
+        model.merge,
+        jax.device_put(dict(params)),
+        tokenizer_of(config),
+        max_new=config.eval.max_new_tokens,
+        slots=config.data.refs,
+        mask_threshold=config.eval.mask_threshold,
+    )
+
+
+def predict(
+    engine: Engine, config: RunConfig, dialogs: Sequence[Dialog], image_root: Path, note: str
+) -> Iterator[Prediction]:
+    """One prediction for the first question of every dialogue, in order."""
+    options, tokenizer = encode_options(config, fixed_template=True), tokenizer_of(config)
+    size = config.eval.batch_size
+    starts = range(0, len(dialogs), size)
+    for start in track(starts, description=note):
+        chunk = dialogs[start : start + size]
+        batch = prompt_batch(chunk, size, image_root, tokenizer, options)
+        answers = engine.answer(batch, [_request(dialog) for dialog in chunk])
+        for dialog, answer in zip(chunk, answers, strict=True):
+            yield _prediction(dialog, answer, config)
+
+
+def prompt_batch(
+    dialogs: Sequence[Dialog],
+    size: int,
+    image_root: Path,
+    tokenizer: Tokenizer,
+    options: EncodeOptions,
+) -> Batch:
+    """Prompt rows of the dialogues, filled up to `size` with empty ones."""
+    rows = [encode_prompt(d, 0, image_root, tokenizer, options) for d in dialogs]
+    for number, row in enumerate(rows):
+        row["sample_id"] = np.asarray(number, np.int32)
+    rows += [empty_row(options.spec)] * (size - len(rows))
+    return Batch.from_dict({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+
+def _request(dialog: Dialog) -> Request:
+    assert dialog.image is not None
+    unit = COMMANDS[dialog.turns[0].task_name].unit
+    return Request(width=dialog.image.width, height=dialog.image.height, unit=unit)
+
+
+def _prediction(dialog: Dialog, answer: Answer, config: RunConfig) -> Prediction:
+    assert dialog.image is not None
+    text = answer.text
+    triplets = (
+        _written_boxes(dialog, answer) if config.data.register == "coord" else _triplets(answer)
+    )
+    return Prediction(
+        uid=dialog.uid,
+        task_id=dialog.task_id,
+        image=dialog.image.path,
+        width=dialog.image.width,
+        height=dialog.image.height,
+        raw=text.text,
+        plain=text.parsed.plain,
+        finish="eos" if text.finished else "length",
+        n_tokens=len(text.tokens),
+        plan=[
+            {"name": line.name, "unit": line.unit_text, "num": line.num}
+            for line in text.parsed.plan or []
+        ],
+        triplets=triplets,
+    )
+
+
+def _triplets(answer: Answer) -> list[Triplet]:
+    groups = answer.text.parsed.groups
+    owned: list[list[Instance]] = [[] for _ in groups]
+    for reference in answer.references:
+        owned[reference.group].append(_instance(reference))
+    return [
+        Triplet(
+            phrase=group.phrase or "",
+            unit=group.unit.text if group.unit else "",
+            char_span=(group.start, group.end),
+            instances=instances,
+        )
+        for group, instances in zip(groups, owned, strict=True)
+    ]
+
+
+def _instance(reference: DecodedReference) -> Instance:
+    rle = None
+    if reference.mask is not None:
+        height, width = reference.mask.shape
+        counts = encode_rle(reference.mask).decode("ascii")
+        rle = {"size": [height, width], "counts": counts}
+    return Instance(
+        box=reference.box, rle=rle, score=reference.score, score_parts=reference.score_parts
+    )
+
+
+def _written_boxes(dialog: Dialog, answer: Answer) -> list[Triplet]:
+    """Boxes of an answer that writes them as coordinates of the padded square."""
+    assert dialog.image is not None
+    square = PaddedSquare(dialog.image.width, dialog.image.height)
+    offset = np.array([square.offset_x, square.offset_y] * 2, np.float64)
+    triplets = []
+    for bracket in parse_coords(answer.text.text):
+        boxes = [np.array(item) * square.side - offset for item in bracket if len(item) == 4]
+        instances = [Instance(box=tuple(box.tolist()), rle=None, score=1.0) for box in boxes]
+        triplets.append(Triplet(phrase="", unit="box", char_span=(0, 0), instances=instances))
+    return triplets

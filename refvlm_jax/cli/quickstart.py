@@ -1,0 +1,142 @@
+"""`refvlm quickstart`: render a world, build shards, train, evaluate, and write the report.
+
+Every stage leaves its result in the run folder and is skipped when that is already there, so a second
+call resumes an interrupted run or says that everything is done.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from refvlm_jax.config.resolve import load_config
+from refvlm_jax.config.schema import RunConfig, WorldConfig
+
+HELD_OUT = ("val", "val_combos")
+REPORT_TASKS = ("T17", "T18", "T13", "T14", "T19", "T20", "T21", "T22", "T03", "T01", "T06")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    parser.add_argument("--config", default="configs/shapes_tiny.py", help="recipe with a world")
+    parser.add_argument("--fast", action="store_true", help="the same path in two minutes")
+    parser.add_argument("--workdir", type=Path, help="default runs/quickstart")
+    parser.add_argument("overrides", nargs="*", help="dotted.field=value")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs every stage that is not done yet."""
+    config = load_config(args.config, args.overrides)
+    default = Path("runs/quickstart-fast" if args.fast else "runs/quickstart")
+    return quickstart(fast(config) if args.fast else config, args.workdir or default)
+
+
+def fast(config: RunConfig) -> RunConfig:
+    """The same recipe cut down to a first look: its numbers mean nothing."""
+    assert config.world is not None
+    return replace(
+        config,
+        name=f"{config.name}_fast",
+        world=replace(config.world, train=400, val=40, val_combos=40),
+        optim=replace(config.optim, warmup_steps=10),
+        train=replace(config.train, steps=40, log_every=5),
+        eval=replace(config.eval, limit=12, max_new_tokens=48),
+    )
+
+
+def quickstart(config: RunConfig, workdir: Path) -> int:
+    """All stages for one recipe; the exit code of training if that was interrupted."""
+    from refvlm_jax.cli.train import train
+
+    if config.world is None:
+        raise ValueError(f"recipe {config.name} has no `world` section; use `refvlm train` instead")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / "metrics.json").is_file() and (workdir / "report.html").is_file():
+        print("already done; delete the folder to start over")
+        return summary(workdir)
+    folders = prepare(config.world, workdir)
+    config = replace(config, data=replace(config.data, path=str(folders["train"])))
+    if code := train(config, workdir):
+        return code
+    assess(config, workdir, folders)
+    return summary(workdir)
+
+
+def prepare(world: WorldConfig, workdir: Path) -> dict[str, Path]:
+    """Native files and shards of every split; folders of the built datasets by split."""
+    from data_pipelines.build import build, shapes_world_recipe
+    from data_pipelines.shapes_world import generate
+
+    scenes = {"train": world.train, "val": world.val, "val_combos": world.val_combos}
+    native = workdir / "world"
+    generate(native, level=world.level, scenes=scenes, seed=world.seed)
+    folders = {split: workdir / "vt_instruct" / split for split in scenes}
+    for split, folder in folders.items():
+        build(shapes_world_recipe(native, split), folder)
+    return folders
+
+
+def assess(config: RunConfig, workdir: Path, folders: Mapping[str, Path]) -> None:
+    """Scores the trained and the untrained model and writes metrics.json and report.html."""
+    from refvlm_jax.ckpt.manager import load_params, read_meta, step_folder
+    from refvlm_jax.cli.baselines import baseline_metrics
+    from refvlm_jax.cli.evaluate import evaluate
+    from refvlm_jax.cli.reporting import write_html
+
+    checkpoints = workdir / "checkpoints"
+    params = load_params(checkpoints)
+    splits = {
+        name: evaluate(config, params, name, folders[name], workdir / "eval") for name in HELD_OUT
+    }
+    baselines = baseline_metrics(config, folders, splits, workdir / "eval")
+    metrics = headline(splits["val"].metrics, splits["val_combos"].metrics)
+    metrics["train_seconds"] = read_meta(step_folder(checkpoints))["train_seconds"]
+    result = {
+        **metrics,
+        "baselines": baselines,
+        "splits": {name: split.metrics for name, split in splits.items()},
+        "config": config.name,
+    }
+    write_html(workdir, config, splits, baselines, metrics)
+    write_json(workdir / "metrics.json", result)
+
+
+def headline(val: Mapping[str, Any], combos: Mapping[str, Any]) -> dict[str, float]:
+    """The few numbers a run is judged by."""
+    return {
+        "rec_acc50": val["T17"]["acc50"],
+        "res_ciou": val["T18"]["ciou"],
+        "det_ap50": val["T13"]["ap50"],
+        "vqa_acc": val["T03"]["accuracy"],
+        "format_valid": val["all"]["format_valid"],
+        "rec_acc50_heldout_combos": combos["T17"]["acc50"],
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON atomically."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def summary(workdir: Path) -> int:
+    """Prints the headline table and the path of the report."""
+    from rich.console import Console
+    from rich.table import Table
+
+    result = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
+    table = Table(
+        "metric", "value", "untrained", "trivial", "trivial baseline", title=result["config"]
+    )
+    for name, value in result.items():
+        if isinstance(value, float):
+            row = result["baselines"].get(name, {})
+            shown = [f"{row[k]:.3f}" if k in row else "" for k in ("untrained", "trivial")]
+            table.add_row(name, f"{value:.3f}", *shown, row.get("what", ""))
+    Console().print(table)
+    print(f"report: {workdir / 'report.html'}")
+    return 0

@@ -1,0 +1,36 @@
+"""`refvlm train --config RECIPE --workdir DIR [a.b=3 ...]`: trains; a second call resumes."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from refvlm_jax.config.resolve import load_config
+from refvlm_jax.config.schema import RunConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    parser.add_argument("--workdir", required=True, type=Path, help="checkpoints and metrics")
+    parser.add_argument("overrides", nargs="*", help="dotted.field=value")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains one recipe; 0 when finished, 3 when stopped by a signal after saving."""
+    return train(load_config(args.config, args.overrides), args.workdir)
+
+
+def train(config: RunConfig, workdir: Path) -> int:
+    """Trains to the configured number of steps, resuming from the newest checkpoint."""
+    from refvlm_jax.cli.run import build_model, check_data, task_of, train_batches
+    from refvlm_jax.train.loop import fit
+
+    check_data(config.data)
+    result = fit(
+        config,
+        task_of(config),
+        partial(build_model, config),
+        partial(train_batches, config),
+        workdir,
+    )
+    return result.exit_code

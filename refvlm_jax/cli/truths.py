@@ -1,0 +1,86 @@
+"""Dialogues of a held-out dataset as ground truth for scoring."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from data_pipelines.records import Dialog, Mask, Region
+from data_pipelines.templates import render as render_template
+from refvlm_jax.eval.records import Instance, Triplet, Truth
+from refvlm_jax.trp.render import render_answer
+from refvlm_jax.trp.spans import TextSpan
+
+
+def select(dialogs: Iterable[Dialog], limit: int) -> list[Dialog]:
+    """At most `limit` dialogues of each task (0 = all), chosen by a hash of the uid.
+
+    The choice is the same on every machine and does not depend on the order of the records.
+    """
+    by_task: dict[str, list[Dialog]] = defaultdict(list)
+    for dialog in dialogs:
+        by_task[dialog.task_id].append(dialog)
+    chosen = []
+    for task in sorted(by_task):
+        ranked = sorted(by_task[task], key=lambda d: hashlib.sha256(d.uid.encode()).digest())
+        chosen += ranked[:limit] if limit else ranked
+    return chosen
+
+
+def truth_of(dialog: Dialog) -> Truth:
+    """Ground truth of the first turn of a dialogue, in pixels of its picture."""
+    turn, image = dialog.turns[0], dialog.image
+    if image is None:
+        raise ValueError(f"{dialog.uid}: only dialogues about a picture are scored")
+    spans = [TextSpan(s.start, s.end, s.unit, len(s.targets)) for s in turn.spans]
+    triplets = [
+        Triplet(
+            phrase=turn.answer[span.start : span.end],
+            unit=span.unit.text,
+            char_span=(span.start, span.end),
+            instances=[_instance(dialog.regions[k]) for k in span.targets],
+        )
+        for span in turn.spans
+    ]
+    return Truth(
+        uid=dialog.uid,
+        task_id=dialog.task_id,
+        image=image.path,
+        image_id=int(dialog.provenance.get("image_id", 0)),
+        width=image.width,
+        height=image.height,
+        question=question_of(dialog),
+        answer=turn.answer,
+        raw=render_answer(turn.answer, spans).text,
+        references=list(turn.references) or [turn.answer],
+        triplets=triplets,
+        ignore=[_instance(region) for region in dialog.regions if region.is_crowd],
+    )
+
+
+def question_of(dialog: Dialog) -> str:
+    """The first question as evaluation asks it: always the first template of its bank."""
+    turn = dialog.turns[0]
+    return turn.literal or render_template(turn.bank, turn.slots)
+
+
+def prompt_regions(dialog: Dialog) -> list[Region]:
+    """Regions the first question points at."""
+    return [dialog.regions[prompt.region] for prompt in dialog.turns[0].prompts]
+
+
+def _instance(region: Region) -> Instance:
+    return Instance(box=region.box, rle=_rle(region.mask), score=1.0)
+
+
+def _rle(mask: Mask | None) -> dict[str, Any] | None:
+    return mask and {"size": [mask.h, mask.w], "counts": mask.counts.decode("ascii")}
+
+
+def majority_answer(dialogs: Sequence[Dialog]) -> str:
+    """The most frequent answer among VQA dialogues, ties broken alphabetically."""
+    counts: dict[str, int] = defaultdict(int)
+    for dialog in dialogs:
+        if dialog.task_id == "T03":
+            counts[dialog.turns[0].answer] += 1
+    return min(counts, key=lambda answer: (-counts[answer], answer), default="")

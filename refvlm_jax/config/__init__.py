@@ -1,0 +1,1 @@
+"""Configuration: typed fields, recipes, checks. Imports no JAX."""

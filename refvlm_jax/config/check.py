@@ -1,0 +1,155 @@
+"""Value checks of a run configuration that need no device."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.config.model import RefVLMConfig
+from refvlm_jax.config.schema import MeshConfig, OptimConfig, RunConfig
+
+# Integer or float fields that may be zero but not negative; every other number must be positive.
+_MAY_BE_ZERO = {
+    "images",
+    "prompts",
+    "refs",
+    "mask_refs",
+    "workers",
+    "warmup_steps",
+    "end_lr_ratio",
+    "weight_decay",
+    "clip_norm",
+    "eval_every",
+    "limit",
+    "dropout",
+    "lr_scale",
+    "beta1",
+    "beta2",
+    "seed",
+    "mask_threshold",
+    "projector_depth",
+    "bbox_weight",
+    "giou_weight",
+    "focal_weight",
+    "dice_weight",
+    "weights",
+    "loss_weights",
+}
+_ANY_SIGN = {"shape", "feature_layer", "image_mean", "features"}
+_BELOW_ONE = {"beta1", "beta2", "dropout", "mask_threshold"}
+
+
+def check(config: RunConfig) -> None:
+    """Raises ConfigError for the first impossible value."""
+    for path, name, value in _numbers(config):
+        _check_number(path, name, value)
+    _check_mesh(config.mesh)
+    _check_optim(config.optim, config.train.steps)
+    _check_model(config.model)
+    _check_batch(config)
+    for pattern in config.train.keep_float32:
+        _check_pattern("train.keep_float32", pattern)
+
+
+def _numbers(node: Any, path: str = "", name: str = "") -> Iterator[tuple[str, str, float]]:
+    """(dotted path, field name, value) of every number below `node`."""
+    if dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            yield from _numbers(
+                getattr(node, field.name), f"{path}.{field.name}".lstrip("."), field.name
+            )
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _numbers(value, f"{path}.{key}", name)
+    elif isinstance(node, tuple):
+        for index, value in enumerate(node):
+            yield from _numbers(value, f"{path}[{index}]", name)
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield path, name, node
+
+
+def _check_number(path: str, name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{path} = {value} is not finite")
+    if name in _ANY_SIGN:
+        return
+    if value < 0:
+        raise ConfigError(f"{path} = {value} is negative; it must be at least 0")
+    if value == 0 and name not in _MAY_BE_ZERO:
+        raise ConfigError(f"{path} = 0 must be positive")
+    if name in _BELOW_ONE and value >= 1:
+        raise ConfigError(f"{path} = {value} must lie below 1")
+
+
+def _check_mesh(mesh: MeshConfig) -> None:
+    if any(size < 1 and size != -1 for size in mesh.shape):
+        raise ConfigError(f"mesh.shape = {mesh.shape}: sizes are positive, or -1 to fill")
+    if mesh.shape.count(-1) > 1:
+        raise ConfigError(f"mesh.shape = {mesh.shape}: only one axis can be -1")
+    if mesh.preset == "single" and any(size > 1 for size in mesh.shape):
+        raise ConfigError(
+            f"mesh.shape = {mesh.shape} needs several devices but mesh.preset is 'single'; "
+            "choose the preset 'fsdp' or the shape (1, 1, 1, 1)"
+        )
+
+
+def _check_optim(optim: OptimConfig, steps: int) -> None:
+    if optim.warmup_steps > steps:
+        raise ConfigError(
+            f"optim.warmup_steps = {optim.warmup_steps} exceeds train.steps = {steps}"
+        )
+    for index, group in enumerate(optim.groups):
+        _check_pattern(f"optim.groups[{index}].pattern", group.pattern)
+
+
+def _check_pattern(path: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{path} = {pattern!r} is not a regular expression: {error}") from error
+
+
+def _divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
+    if value % divisor:
+        lower, upper = value - value % divisor, value - value % divisor + divisor
+        options = f"{lower} or {upper}" if lower else str(upper)
+        raise ConfigError(
+            f"{name} = {value} is not divisible by {divisor_name} = {divisor}; use {options}"
+        )
+
+
+def _check_model(model: RefVLMConfig) -> None:
+    vision, llama = model.vision, model.llama
+    _divides(
+        "model.vision.patch_size", vision.patch_size, "model.vision.image_size", vision.image_size
+    )
+    if vision.stem == "conv" and 2 ** (len(vision.stem_channels) + 1) != vision.patch_size:
+        raise ConfigError(
+            f"model.vision.patch_size = {vision.patch_size} must be the stride of the stem, "
+            f"2 ** {len(vision.stem_channels) + 1} with these stem_channels"
+        )
+    _divides("model.vision.heads", vision.heads, "model.vision.width", vision.width)
+    _divides("model.llama.kv_heads", llama.kv_heads, "model.llama.heads", llama.heads)
+    if llama.head_dim % 2:
+        raise ConfigError(f"model.llama.head_dim = {llama.head_dim} must be even (rotary halves)")
+    for name, unit in (("box", model.box), ("mask", model.mask)):
+        if unit is not None:
+            _divides(f"model.{name}.heads", unit.heads, f"model.{name}.width", unit.width)
+    if model.mask is not None:
+        _divides(
+            "model.mask.norm_groups", model.mask.norm_groups, "model.mask.width", model.mask.width
+        )
+
+
+def _check_batch(config: RunConfig) -> None:
+    replica, fsdp, seq, _ = config.mesh.shape
+    parts = config.train.accumulate
+    _divides("train.accumulate", parts, "data.batch_size", config.data.batch_size)
+    # A -1 is only known once devices are counted; `refvlm_jax.mesh.build` completes the check.
+    rows = math.prod(size for size in (replica, fsdp) if size > 0)
+    name = "train.accumulate x mesh replica x fsdp"
+    _divides(name, parts * rows, "data.batch_size", config.data.batch_size)
+    if seq > 1:
+        _divides("mesh.shape seq", seq, "data.seq_len", config.data.seq_len)

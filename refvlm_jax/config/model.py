@@ -1,0 +1,136 @@
+"""Model configuration: frozen dataclasses, no JAX import, every field with one line of meaning."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """CLIP-style vision transformer (ViT-L/14-336 by default)."""
+
+    image_size: int = 336
+    """Side of the square input in pixels."""
+    patch_size: int = 14
+    """Side of a patch in pixels; with a conv stem, the stem's total stride."""
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    mlp_dim: int = 4096
+    feature_layer: int = -2
+    """Hidden state handed to the projector, counted as in Hugging Face (0 = embeddings)."""
+    class_token: bool = True
+    """CLIP's class token; dropped from every feature handed on."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    stem: Literal["patch", "conv"] = "patch"
+    """`conv` replaces the patch embedding by stride-2 convolutions, whose outputs are feature maps."""
+    stem_channels: tuple[int, ...] = ()
+    """Output channels of each stride-2 stem convolution but the last (which has `width`)."""
+    position: Literal["learned", "sine"] = "learned"
+    norm_eps: float = 1e-5
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of one picture."""
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionPromptConfig:
+    """Region-prompt encoder: pooled visual tokens for points, boxes, scribbles and masks."""
+
+    num_patches: int = 9
+    pooling: Literal["raster", "spatial"] = "raster"
+    """`raster` = runs of consecutive cells, as released weights expect; `spatial` = a true 3x3 grid."""
+    mask_token: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of one prompt."""
+        return self.num_patches + int(self.mask_token)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters on the Llama projections."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Llama-family decoder (Vicuna-7B v1.5 by default)."""
+
+    vocab_size: int = 32010
+    width: int = 4096
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    head_dim: int = 128
+    mlp_dim: int = 11008
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    sliding_window: int | None = None
+    tie_embeddings: bool = False
+    remat: Literal["none", "full", "dots"] = "full"
+    """What a scanned block recomputes in the backward pass."""
+    lora: LoraConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxUnitConfig:
+    """DETR-style box decoder queried by `<REF>` states."""
+
+    num_queries: int = 100
+    features: tuple[int, ...] = (8, 16, 23)
+    """Indices into the vision feature maps, concatenated at the size of the first."""
+    width: int = 256
+    layers: int = 6
+    heads: int = 8
+    mlp_dim: int = 2048
+    dropout: float = 0.1
+    mask_padding_queries: bool = False
+    """False lets empty query slots take part in self-attention, as released weights expect."""
+    group_matching: bool = True
+    bbox_weight: float = 5.0
+    giou_weight: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskUnitConfig:
+    """MaskFormer-style mask decoder queried by `<REF>` states."""
+
+    num_queries: int = 30
+    features: tuple[int, ...] = (8, 16, 23)
+    """Indices into the vision feature maps, fine to coarse; the last one is the decoder's memory."""
+    width: int = 256
+    layers: int = 6
+    heads: int = 8
+    mlp_dim: int = 2048
+    norm_groups: int = 32
+    """Groups of the FPN's group normalisation."""
+    dropout: float = 0.1
+    mask_padding_queries: bool = False
+    group_matching: bool = True
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefVLMConfig:
+    """The composed model: which parts exist and their sizes."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    region_prompts: RegionPromptConfig | None = field(default_factory=RegionPromptConfig)
+    projector_depth: int = 2
+    llama: LlamaConfig = field(default_factory=LlamaConfig)
+    box: BoxUnitConfig | None = field(default_factory=BoxUnitConfig)
+    mask: MaskUnitConfig | None = field(default_factory=MaskUnitConfig)

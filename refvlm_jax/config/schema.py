@@ -1,0 +1,189 @@
+"""Run configuration: frozen dataclasses, no JAX import, every field with one line of meaning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from refvlm_jax.config.model import RefVLMConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which built dataset a run reads and the static sizes of its batches."""
+
+    path: str = ""
+    """Folder of a built dataset (record shards and manifest); often given on the command line."""
+    eval_paths: Mapping[str, str] = field(default_factory=dict)
+    """Split name -> folder of a built dataset that is only evaluated on."""
+    tokenizer: str | None = None
+    """Tokenizer folder; None uses the one stored with the dataset."""
+    batch_size: int = 8
+    """Rows of the global batch, summed over processes and micro-batches."""
+    seq_len: int = 1024
+    """Positions of a row after images and prompts are expanded."""
+    images: int = 1
+    """Image slots a row."""
+    prompts: int = 16
+    """Region prompt slots a row."""
+    refs: int = 100
+    """Reference slots a row."""
+    mask_refs: int = 30
+    """Mask target slots a row."""
+    mask_size: int = 336
+    """Side of a mask target in pixels."""
+    workers: int = 0
+    """Loader processes; 0 loads in threads of the training process."""
+    threads: int = 4
+    """Reading threads of a loader process."""
+    register: Literal["ref", "coord"] = "ref"
+    """Answer style: `<REF>` tokens for unit decoders, or coordinates written as text."""
+    plan_block: bool = True
+    """Answers open with the plan block (`<Task>...</Task>`) that lists names, units and counts."""
+    merge: int = 1
+    """Dialogues about one picture merged into a row, at most."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Task id -> sampling weight; empty samples tasks by their record counts."""
+    seed: int = 0
+    """Seed of the global sample order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How devices are arranged and which sharding preset maps arrays to them."""
+
+    preset: Literal["single", "fsdp", "hsdp", "fsdp_tp", "fsdp_seq"] = "single"
+    """Sharding preset (`refvlm_jax.mesh.rules.PRESETS`); `single` uses one device."""
+    shape: tuple[int, int, int, int] = (1, -1, 1, 1)
+    """Sizes of the axes replica, fsdp, seq, tensor; one -1 is filled with what remains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamGroup:
+    """Optimiser settings of the parameters whose dotted name matches; the first match wins."""
+
+    pattern: str
+    """Regular expression searched in dotted names such as `llama.blocks.attn.q.kernel`."""
+    lr_scale: float = 1.0
+    """Factor on the learning rate."""
+    weight_decay: float | None = None
+    """Weight decay of the group; None keeps `optim.weight_decay`."""
+    frozen: bool = False
+    """True keeps the parameters out of the optimiser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, its schedule, parameter groups and loss weights."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up to the peak."""
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    end_lr_ratio: float = 0.0
+    """Learning rate of the last step, relative to the peak."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; never applied to norms and biases."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float = 1.0
+    """Global gradient norm is clipped to this; 0 turns clipping off."""
+    groups: tuple[ParamGroup, ...] = ()
+    """Parameter groups, searched in order."""
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    """Loss term -> weight in the total; 1 for terms not named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length, precision and rhythm of a run."""
+
+    steps: int = 1000
+    """Optimiser steps of the whole run."""
+    accumulate: int = 1
+    """Micro-batches the global batch is split into."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage of trained parameters and of their optimiser moments."""
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage of frozen parameters."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Parameters are cast to this before the forward pass."""
+    keep_float32: tuple[str, ...] = ()
+    """Regular expressions of dotted names that the cast to `compute_dtype` leaves alone."""
+    log_every: int = 10
+    """Steps between metric records."""
+    eval_every: int = 0
+    """Steps between evaluations during training; 0 evaluates only when asked to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CkptConfig:
+    """When checkpoints are written and how many stay."""
+
+    every_steps: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Checkpoints kept; at least 2 allows falling back from a damaged one."""
+    async_save: bool = True
+    """Write in the background while training goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Generation and scoring settings."""
+
+    max_new_tokens: int = 256
+    """Longest generated answer."""
+    batch_size: int = 8
+    """Rows generated together."""
+    limit: int = 0
+    """Samples a split, at most; 0 is all of them."""
+    mask_threshold: float = 0.5
+    """Probability from which a pixel belongs to a mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """What a quickstart renders of the synthetic shapes world before it trains."""
+
+    level: int = 1
+    """Difficulty of the scenes, 1 to 3."""
+    train: int = 8000
+    """Training scenes."""
+    val: int = 400
+    """Held-out scenes."""
+    val_combos: int = 400
+    """Held-out scenes with pairs of shape and colour never seen in training."""
+    seed: int = 0
+    """Seed of the scenes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run depends on."""
+
+    name: str
+    """Name of the run, used for its folder and in reports."""
+    seed: int = 0
+    """Seed of initialisation and dropout."""
+    model: RefVLMConfig = field(default_factory=RefVLMConfig)
+    """Parts and sizes of the model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Dataset and batch sizes."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Device mesh and sharding preset."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser, parameter groups, loss weights."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length, precision, rhythm."""
+    ckpt: CkptConfig = field(default_factory=CkptConfig)
+    """Checkpoints."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Generation and scoring."""
+    world: WorldConfig | None = None
+    """The synthetic world to render; None for recipes on real data."""

@@ -1,0 +1,1 @@
+"""Generation with a KV cache, unit decoding, and answers in original-image pixels."""

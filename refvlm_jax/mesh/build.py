@@ -1,0 +1,61 @@
+"""From a mesh configuration to devices: the mesh, its rules and the layout of a batch."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.config.schema import MeshConfig
+from refvlm_jax.mesh.rules import MESH_AXES, PRESETS, ShardingRules
+
+
+def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Axis sizes with -1 filled, for this many devices.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    if config.preset == "single":
+        return (1,) * len(MESH_AXES)
+    known = math.prod(size for size in config.shape if size != -1)
+    fill, rest = divmod(devices, known)
+    if rest or (fill != 1 and -1 not in config.shape):
+        raise ConfigError(
+            f"mesh.shape = {config.shape} ({', '.join(MESH_AXES)}) does not fit {devices} devices; "
+            f"the sizes must multiply to {devices}, use -1 for the axis to be filled"
+        )
+    return tuple(fill if size == -1 else size for size in config.shape)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The device mesh with axes (replica, fsdp, seq, tensor); `single` takes the first device."""
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_shape(config, len(devices))
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices[: math.prod(shape)])
+
+
+def make_rules(config: MeshConfig) -> ShardingRules:
+    """The sharding rules of the configured preset."""
+    return PRESETS[config.preset]
+
+
+def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
+    """Layout of every array of a batch: rows over the `batch` axes, the rest whole."""
+    return NamedSharding(mesh, rules.spec(("batch",)))
+
+
+def check_rows(batch_size: int, accumulate: int, mesh: Mesh, rules: ShardingRules) -> None:
+    """Raises ConfigError unless every device gets the same number of rows of each micro-batch."""
+    shards = math.prod(mesh.shape[axis] for axis in _axes(rules.batch))
+    if batch_size % (accumulate * shards):
+        raise ConfigError(
+            f"data.batch_size = {batch_size} is not divisible by train.accumulate x batch shards "
+            f"= {accumulate} x {shards}; use a multiple of {accumulate * shards}"
+        )
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry

@@ -1,0 +1,57 @@
+"""Box unit: a DETR decoder that turns each `<REF>` state into one box."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from refvlm_jax.config.model import BoxUnitConfig
+from refvlm_jax.models.units.detr import DetrDecoder
+from refvlm_jax.models.units.features import Map, resize_concat
+from refvlm_jax.models.units.position import sine_position
+from refvlm_jax.nn.linear import MLP, Linear
+from refvlm_jax.nn.param import param
+
+
+class BoxUnit(nnx.Module):
+    """Reads concatenated feature maps; `feature_dims` are the channels of all vision maps."""
+
+    def __init__(
+        self, config: BoxUnitConfig, feature_dims: Sequence[int], query_dim: int, rngs: nnx.Rngs
+    ):
+        self.config, d = config, config.width
+        self.memory = Linear(sum(feature_dims[i] for i in config.features), d, rngs)
+        self.query = Linear(query_dim, d, rngs)
+        normal = jax.nn.initializers.normal
+        self.query_position = param(rngs, normal(1.0), (config.num_queries, d), (None, None))
+        self.decoder = DetrDecoder(
+            d, config.layers, config.heads, config.mlp_dim, rngs,
+            rate=config.dropout, init=normal(0.02),
+        )  # fmt: skip
+        self.head = MLP((d, d, d, 4), rngs)
+
+    def __call__(
+        self,
+        queries: Float[Array, "B Q D"],
+        valid: Bool[Array, "B Q"],
+        maps: Sequence[Map],
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "B Q 4"]:
+        """(cx, cy, w, h) as fractions of the padded square, in fp32.
+
+        Empty slots hold zero queries, which the projection turns into its bias; released weights
+        were trained with them taking part in the self-attention, so that stays the default.
+        """
+        joined = resize_concat(maps, self.config.features)
+        memory = self.memory(joined.reshape(joined.shape[0], -1, joined.shape[-1]))
+        x = self.decoder(
+            self.query(queries),
+            self.query_position[...],
+            memory,
+            sine_position(*joined.shape[1:3], self.config.width),
+            valid if self.config.mask_padding_queries else None,
+            dropout_key,
+        )
+        return jax.nn.sigmoid(self.head(x.astype(jnp.float32)))

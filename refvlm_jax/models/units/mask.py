@@ -1,0 +1,58 @@
+"""Mask unit: a MaskFormer-style decoder that turns each `<REF>` state into one mask."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from refvlm_jax.config.model import MaskUnitConfig
+from refvlm_jax.models.units.detr import DetrDecoder
+from refvlm_jax.models.units.features import Map
+from refvlm_jax.models.units.fpn import PixelDecoder
+from refvlm_jax.models.units.position import sine_position
+from refvlm_jax.nn.linear import MLP, Linear
+from refvlm_jax.nn.param import param
+
+
+class MaskUnit(nnx.Module):
+    """Dot product of one embedding a reference with per-pixel embeddings of the pyramid."""
+
+    def __init__(
+        self, config: MaskUnitConfig, feature_dims: Sequence[int], query_dim: int, rngs: nnx.Rngs
+    ):
+        self.config, d = config, config.width
+        dims = [feature_dims[i] for i in config.features]
+        self.pixel_decoder = PixelDecoder(dims, d, config.norm_groups, rngs)
+        self.memory = Linear(dims[-1], d, rngs)
+        self.query = Linear(query_dim, d, rngs)
+        normal = jax.nn.initializers.normal(1.0)
+        self.query_position = param(rngs, normal, (config.num_queries, d), (None, None))
+        self.decoder = DetrDecoder(
+            d, config.layers, config.heads, config.mlp_dim, rngs, rate=config.dropout
+        )
+        self.head = MLP((d, d, d, d), rngs)
+
+    def __call__(
+        self,
+        queries: Float[Array, "B Q D"],
+        valid: Bool[Array, "B Q"],
+        maps: Sequence[Map],
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "B Q y x"]:
+        """Mask logits at the resolution of the finest chosen map, in fp32."""
+        chosen = [maps[i] for i in self.config.features]
+        pixels = self.pixel_decoder(chosen)
+        coarse = chosen[-1]
+        memory = self.memory(coarse.reshape(coarse.shape[0], -1, coarse.shape[-1]))
+        x = self.decoder(
+            self.query(queries),
+            self.query_position[...],
+            memory,
+            sine_position(*coarse.shape[1:3], self.config.width),
+            valid if self.config.mask_padding_queries else None,
+            dropout_key,
+        )
+        embedding = self.head(x.astype(jnp.float32))
+        return jnp.einsum("bqd,byxd->bqyx", embedding, pixels.astype(jnp.float32))

@@ -1,0 +1,46 @@
+"""Scaled dot-product attention with grouped keys, and the masks of packed sequences."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def attention(
+    q: Float[Array, "B S H K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T G K"],
+    mask: Bool[Array, "B 1 S T"] | None = None,
+    *,
+    scale: float | None = None,
+) -> Float[Array, "B S H K"]:
+    """softmax(q k^T * scale) v with H a multiple of the G key heads; the softmax runs in fp32.
+
+    A query whose mask row is empty attends to everything equally: finite, and ignored by losses.
+    """
+    b, s, h, d = q.shape
+    groups = k.shape[2]
+    scale = d**-0.5 if scale is None else scale
+    grouped = q.reshape(b, s, groups, h // groups, d)
+    scores = jnp.einsum("bsghk,btgk->bghst", grouped, k).astype(jnp.float32) * scale
+    if mask is not None:
+        scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bghst,btgk->bsghk", weights, v).reshape(b, s, h, d)
+
+
+def causal_segment_mask(
+    segment_ids: Int[Array, "B S"], *, sliding_window: int | None = None
+) -> Bool[Array, "B 1 S S"]:
+    """Each position sees the earlier positions of its own segment, itself included.
+
+    Args:
+      segment_ids: 0 marks padding, which only sees itself's segment 0 and is seen by nothing else.
+      sliding_window: how many positions back a query sees, itself included.
+    """
+    place = jnp.arange(segment_ids.shape[1])
+    distance = place[:, None] - place[None, :]
+    near = distance >= 0
+    if sliding_window is not None:
+        near &= distance < sliding_window
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return (same & near)[:, None]

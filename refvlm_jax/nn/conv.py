@@ -1,0 +1,41 @@
+"""Two-dimensional convolution on NHWC maps."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from refvlm_jax.nn.linear import torch_uniform
+from refvlm_jax.nn.param import param
+
+
+class Conv2d(nnx.Module):
+    """Square convolution with kernel[k, k, in, out]."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        rngs: nnx.Rngs,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        axes: tuple[str | None, str | None] = (None, None),
+    ):
+        self.stride, self.padding = stride, padding
+        init = torch_uniform(in_channels * kernel * kernel)
+        shape = (kernel, kernel, in_channels, out_channels)
+        self.kernel = param(rngs, init, shape, (None, None, *axes))
+        self.bias = param(rngs, init, (out_channels,), axes[1:]) if bias else None
+
+    def __call__(self, x: Float[Array, "B y x I"]) -> Float[Array, "B v u O"]:
+        """Applies the convolution."""
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            (self.stride, self.stride),
+            [(self.padding, self.padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)

@@ -1,0 +1,58 @@
+"""Linear maps; every projection of the library goes through here."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from refvlm_jax.nn.param import Initializer, param
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    """PyTorch's default for Linear and Conv, weight and bias: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Linear(nnx.Module):
+    """x[..., in] -> x @ kernel[in, out] + bias[out], in the dtype of x."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rngs: nnx.Rngs,
+        *,
+        axes: tuple[str | None, str | None] = (None, None),
+        bias: bool = True,
+        kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+    ):
+        default = torch_uniform(in_features)
+        self.kernel = param(rngs, kernel_init or default, (in_features, out_features), axes)
+        self.bias = param(rngs, bias_init or default, (out_features,), axes[1:]) if bias else None
+
+    def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:
+        """Applies the map."""
+        y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Linear layers with ReLU between them (DETR's prediction heads)."""
+
+    def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
+        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        self.layers = nnx.List([Linear(i, o, rngs) for i, o in pairs])
+
+    def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:
+        """Applies the layers."""
+        for index, layer in enumerate(self.layers):
+            x = layer(x if index == 0 else jax.nn.relu(x))
+        return x

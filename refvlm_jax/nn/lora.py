@@ -1,0 +1,30 @@
+"""Low-rank adaptation of a projection (arXiv 2106.09685): y += (alpha / rank) x A B."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from refvlm_jax.config.model import LoraConfig
+from refvlm_jax.nn.param import param
+
+
+class Lora(nnx.Module):
+    """The trainable low-rank part; B starts at zero, so a fresh adapter changes nothing."""
+
+    def __init__(self, in_features: int, out_features: int, config: LoraConfig, rngs: nnx.Rngs):
+        normal = jax.nn.initializers.normal(in_features**-0.5)
+        shape_a, shape_b = (in_features, config.rank), (config.rank, out_features)
+        self.scale = config.alpha / config.rank
+        self.lora_a = param(rngs, normal, shape_a, ("embed", "rank"))
+        self.lora_b = param(rngs, jax.nn.initializers.zeros, shape_b, ("rank", None))
+
+    def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:
+        """The correction to add to the frozen projection's output."""
+        low = jnp.einsum("...i,ir->...r", x, self.lora_a[...].astype(x.dtype))
+        return jnp.einsum("...r,ro->...o", low, self.lora_b[...].astype(x.dtype)) * self.scale
+
+    def delta(self) -> Float[Array, "*l I O"]:
+        """What merging adds to the kernel, in fp32; leading layer axes are kept."""
+        a, b = self.lora_a[...].astype(jnp.float32), self.lora_b[...].astype(jnp.float32)
+        return jnp.einsum("...ir,...ro->...io", a, b) * self.scale

@@ -1,0 +1,1 @@
+"""Fixtures that tests and users share: tiny configurations and synthetic batches."""

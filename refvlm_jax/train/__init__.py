@@ -1,0 +1,1 @@
+"""Training: model as data, optimiser, step, loop."""

@@ -1,0 +1,155 @@
+"""The training loop: resume, step, record, save, stop."""
+
+import enum
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from refvlm_jax.ckpt.manager import CheckpointManager
+from refvlm_jax.config.resolve import diff, to_dict
+from refvlm_jax.config.schema import RunConfig
+from refvlm_jax.mesh.build import batch_sharding, check_rows, make_mesh, make_rules
+from refvlm_jax.train.metrics import MetricWriter
+from refvlm_jax.train.model_def import ModelDef, ModelFn, Params, define
+from refvlm_jax.train.optim import check_groups, is_trainable, make_optimizer
+from refvlm_jax.train.progress import ProgressView
+from refvlm_jax.train.run import Hook, Run, TrainingError
+from refvlm_jax.train.state import StatePlan, TrainState, build, initialize
+from refvlm_jax.train.step import make_train_step
+from refvlm_jax.train.task import Task
+
+__all__ = ["CHECKPOINTS", "FitResult", "Hook", "Status", "TrainingError", "fit", "plan_state"]
+
+_LOG = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"
+"""Name of the checkpoint folder inside a work folder."""
+LoaderFn = Callable[[int], Iterable[Any]]
+"""Step to start at -> host batches with this process's rows, one a step."""
+
+
+class Status(enum.Enum):
+    """How `fit` ended."""
+
+    FINISHED = "finished"
+    ALREADY_DONE = "already done"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The end of a run."""
+
+    status: Status
+    step: int
+    train_seconds: float
+    """Wall time spent training, summed over all restarts."""
+    metrics: dict[str, float]
+    """The last numbers recorded by this call."""
+    state: TrainState
+    frozen: Params
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.status is not Status.INTERRUPTED
+
+    @property
+    def exit_code(self) -> int:
+        """0 when finished, 3 when stopped by a signal after saving."""
+        return 0 if self.finished else 3
+
+
+def fit(
+    config: RunConfig,
+    task: Task,
+    model_fn: ModelFn,
+    loader_fn: LoaderFn,
+    workdir: str | Path,
+    *,
+    hooks: Sequence[Hook] = (),
+    initial: Mapping[str, np.ndarray] | None = None,
+) -> FitResult:
+    """Trains to `train.steps`, resuming from the newest checkpoint in `workdir`.
+
+    Args:
+      loader_fn: opens the stream of host batches at a step; the step is the whole data position.
+      hooks: run between steps at their own rhythm and once at the end.
+      initial: parameters to start from (see `initialize`); unused on resume.
+
+    Raises:
+      ConfigError: the configuration does not fit the devices or the model.
+      CheckpointError: the checkpoint in `workdir` does not fit the configuration.
+      TrainingError: a loss is not finite, or the data end early.
+    """
+    folder = Path(workdir)
+    mesh, rules = make_mesh(config.mesh), make_rules(config.mesh)
+    check_rows(config.data.batch_size, config.train.accumulate, mesh, rules)
+    plan = plan_state(config, define(model_fn))
+    view = ProgressView(config.name, quiet=jax.process_index() != 0)
+    manager = CheckpointManager(folder / CHECKPOINTS, config.ckpt)
+    try:
+        state, frozen, seconds = _start(config, plan, manager, initial, view)
+        first = int(jax.device_get(state.step))
+        if first >= config.train.steps:
+            view.say(f"already done: {first} of {config.train.steps} steps, nothing to train")
+            return FitResult(Status.ALREADY_DONE, first, seconds, {}, state, frozen)
+        run = Run(
+            config=config,
+            step_fn=make_train_step(plan, task, config, mesh, rules),
+            sharding=batch_sharding(mesh, rules),
+            manager=manager,
+            view=view,
+            writer=MetricWriter(folder, first) if jax.process_index() == 0 else None,
+            hooks=hooks,
+            earlier_seconds=seconds,
+        )
+        state, step, signal = run.train(state, frozen, first, loader_fn(first))
+        status = Status.FINISHED if step == config.train.steps else Status.INTERRUPTED
+        view.say(_closing_line(status, signal, step, run.seconds))
+        return FitResult(status, step, run.seconds, run.metrics, state, frozen)
+    finally:
+        manager.close()
+
+
+def plan_state(config: RunConfig, model: ModelDef) -> StatePlan:
+    """The abstract state of a run: optimiser, shardings and dtypes as configured."""
+    check_groups(config.optim, list(model.axes))
+    return build(
+        model,
+        make_optimizer(config.optim, config.train.steps, model.axes),
+        make_mesh(config.mesh),
+        make_rules(config.mesh),
+        is_trainable(config.optim),
+        param_dtype=config.train.param_dtype,
+        frozen_dtype=config.train.frozen_dtype,
+    )
+
+
+def _start(
+    config: RunConfig,
+    plan: StatePlan,
+    manager: CheckpointManager,
+    initial: Mapping[str, np.ndarray] | None,
+    view: ProgressView,
+) -> tuple[TrainState, Params, float]:
+    """State, frozen parameters and training seconds so far, from a checkpoint or from scratch."""
+    if manager.latest_step() is None:
+        state, frozen = initialize(plan, config.seed, initial)
+        return state, frozen, 0.0
+    restored = manager.restore(plan.state, plan.frozen)
+    view.say(f"resumed at step {restored.step}")
+    if changed := diff(restored.meta["config"], to_dict(config)):
+        listed = ", ".join(f"{n}: {old} -> {new}" for n, (old, new) in changed.items())
+        _LOG.warning("the run continues under a changed configuration: %s", listed)
+    return restored.state, restored.frozen, restored.meta["train_seconds"]
+
+
+def _closing_line(status: Status, signal: str | None, step: int, seconds: float) -> str:
+    if status is Status.INTERRUPTED:
+        return f"stopped by {signal} after step {step}, saved; run again to continue"
+    return f"finished {step} steps in {seconds:.0f} s of training"

@@ -1,0 +1,57 @@
+"""Metric files of a run: `metrics.jsonl`, and TensorBoard events beside it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Appends one JSON line a record and mirrors the numbers to TensorBoard.
+
+    On resume, records after the restored step are dropped: the steps will be run again, and a file
+    whose last line was cut by a kill would not parse.
+    """
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        """Opens the files of `folder`, keeping records up to `resume_step`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        _truncate(path, resume_step)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the metrics after `step` updates; flushed, so that a kill loses nothing."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The records of a metrics file; a last line that a kill cut short is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _truncate(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+    os.replace(scratch, path)

@@ -1,0 +1,107 @@
+"""The optimiser: AdamW, schedule, clipping and parameter groups, all of it in this file."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.config.schema import OptimConfig, ParamGroup
+from refvlm_jax.train.model_def import Params
+
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+def group_of(config: OptimConfig, name: str) -> ParamGroup:
+    """The first group whose pattern is found in the dotted name, or the default group."""
+    for group in config.groups:
+        if re.search(group.pattern, name):
+            return group
+    return ParamGroup(pattern="")
+
+
+def is_trainable(config: OptimConfig) -> Callable[[str], bool]:
+    """Tells from a dotted name whether the optimiser sees the parameter."""
+    return lambda name: not group_of(config, name).frozen
+
+
+def check_groups(config: OptimConfig, names: Sequence[str]) -> None:
+    """Raises ConfigError for a pattern that finds no parameter, or if nothing is trained."""
+    for index, group in enumerate(config.groups):
+        if not any(re.search(group.pattern, name) for name in names):
+            parts = sorted({name.split(".")[0] for name in names})
+            raise ConfigError(
+                f"optim.groups[{index}].pattern = {group.pattern!r} matches no parameter; "
+                f"names start with {', '.join(parts)}"
+            )
+    if all(group_of(config, name).frozen for name in names):
+        raise ConfigError("optim.groups freeze every parameter; nothing would be trained")
+
+
+def make_schedule(config: OptimConfig, steps: int) -> Schedule:
+    """Learning rate of update 0, 1, ... `steps` - 1.
+
+    Linear warm-up that reaches the peak at its last step, then the configured course, which
+    reaches `end_lr_ratio` of the peak at the end of the run.
+    """
+    warmup, end = config.warmup_steps, config.end_lr_ratio
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        done = jnp.asarray(step, jnp.float32)
+        rise = jnp.minimum((done + 1) / max(warmup, 1), 1.0)
+        progress = jnp.clip((done - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+        shape = {
+            "cosine": 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+            "linear": 1 - progress,
+            "constant": jnp.ones_like(progress),
+        }[config.schedule]
+        fall = shape if config.schedule == "constant" else end + (1 - end) * shape
+        return config.lr * rise * fall
+
+    return schedule
+
+
+def decays(name: str, axes: Sequence[str | None]) -> bool:
+    """Whether weight decay may touch a parameter: not norms, biases or other vectors.
+
+    The stacking dimension of scanned layers does not count, so a stack of norm scales is exempt.
+    """
+    is_vector = sum(axis != "layers" for axis in axes) <= 1
+    return not is_vector and name.rsplit(".", 1)[-1] not in ("bias", "scale")
+
+
+def make_optimizer(
+    config: OptimConfig, steps: int, axes: Mapping[str, Sequence[str | None]]
+) -> optax.GradientTransformation:
+    """AdamW over the trained parameters, given by their dotted names.
+
+    Args:
+      steps: length of the run, for the schedule.
+      axes: logical axes of every parameter by name (`ModelDef.axes`).
+    """
+    scales = {name: group_of(config, name).lr_scale for name in axes}
+    decay = {name: _decay(config, name, axes[name]) for name in axes}
+
+    def add_decay(updates: Params, params: Params) -> Params:
+        return {n: u + decay[n] * params[n] if decay[n] else u for n, u in updates.items()}
+
+    def scale_groups(updates: Params, params: Params | None) -> Params:
+        return {n: u * scales[n] if scales[n] != 1 else u for n, u in updates.items()}
+
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    # Named parts, so that checkpointed moments are called `adam.mu.<parameter>`.
+    return optax.named_chain(
+        ("clip", clip),
+        ("adam", optax.scale_by_adam(config.beta1, config.beta2, config.eps)),
+        ("decay", optax.stateless(add_decay)),
+        ("groups", optax.stateless(scale_groups)),
+        ("lr", optax.scale_by_learning_rate(make_schedule(config, steps))),
+    )
+
+
+def _decay(config: OptimConfig, name: str, axes: Sequence[str | None]) -> float:
+    own = group_of(config, name).weight_decay
+    value = config.weight_decay if own is None else own
+    return value if decays(name, axes) else 0.0

@@ -1,0 +1,139 @@
+"""The training state and its birth: abstract first, then every array created where it lives."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from refvlm_jax.mesh.rules import ShardingRules
+from refvlm_jax.mesh.shardings import like_params, param_shardings
+from refvlm_jax.train.model_def import ModelDef, Params
+
+_LOG = logging.getLogger(__name__)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes; abstract or real arrays."""
+
+    step: Any
+    """int32[] completed optimiser steps; also the position in the data."""
+    params: Any
+    """`Params`: trained parameters by dotted name."""
+    opt_state: optax.OptState
+    rng: Any
+    """uint32[2] key data of the run; constant, folded with the step where randomness is needed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StatePlan:
+    """Shapes, dtypes and shardings of a run's arrays before any of them exists."""
+
+    model: ModelDef
+    tx: optax.GradientTransformation
+    state: TrainState
+    """Leaves are `jax.ShapeDtypeStruct` with a NamedSharding."""
+    frozen: dict[str, jax.ShapeDtypeStruct]
+    """Parameters that are not trained."""
+
+
+def build(
+    model: ModelDef,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: ShardingRules,
+    trainable: Callable[[str], bool],
+    *,
+    param_dtype: str = "float32",
+    frozen_dtype: str = "float32",
+) -> StatePlan:
+    """Plans the state of a run; touches no device memory.
+
+    Args:
+      trainable: dotted name -> whether the optimiser sees the parameter.
+    """
+    shapes = model.shapes
+    shardings = param_shardings(shapes, model.axes, mesh, rules)
+    dtypes = {n: param_dtype if trainable(n) else frozen_dtype for n in shapes}
+    abstract = {
+        n: jax.ShapeDtypeStruct(shapes[n], jnp.dtype(dtypes[n]), sharding=shardings[n])
+        for n in shapes
+    }
+    params = {n: a for n, a in abstract.items() if trainable(n)}
+    frozen = {n: a for n, a in abstract.items() if not trainable(n)}
+    whole = NamedSharding(mesh, PartitionSpec())
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        params=params,
+        opt_state=like_params(jax.eval_shape(tx.init, params), shardings, shapes, mesh),
+        rng=jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=whole),
+    )
+    return StatePlan(model, tx, state, frozen)
+
+
+def shardings_of(abstract: Any) -> Any:
+    """The shardings of an abstract tree."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def initialize(
+    plan: StatePlan, seed: int, initial: Mapping[str, np.ndarray] | None = None
+) -> tuple[TrainState, Params]:
+    """Creates the state and the frozen parameters, sharded from birth.
+
+    Args:
+      seed: of the parameters and of dropout.
+      initial: host arrays by dotted name that replace the random values (converted or earlier
+        weights); names it lacks keep their random values.
+
+    Raises:
+      ValueError: an initial array is unknown to the model or has another shape.
+    """
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    whole = plan.state.step.sharding
+
+    def create(key: Array) -> tuple[Params, Params]:
+        values = plan.model.init(key)
+        return tuple(  # type: ignore[return-value]
+            {n: values[n].astype(a.dtype) for n, a in part.items()}
+            for part in (plan.state.params, plan.frozen)
+        )
+
+    layout = shardings_of((plan.state.params, plan.frozen))
+    params, frozen = jax.jit(create, out_shardings=layout)(init_key)
+    params, frozen = _replace(plan, params, frozen, initial or {})
+    opt_state = jax.jit(plan.tx.init, out_shardings=shardings_of(plan.state.opt_state))(params)
+    step = jax.device_put(np.int32(0), whole)
+    rng = jax.device_put(np.asarray(jax.random.key_data(run_key)), whole)
+    return TrainState(step, params, opt_state, rng), frozen
+
+
+def _replace(
+    plan: StatePlan, params: Params, frozen: Params, initial: Mapping[str, np.ndarray]
+) -> tuple[Params, Params]:
+    abstract: dict[str, jax.ShapeDtypeStruct] = {**plan.state.params, **plan.frozen}
+    for name, value in initial.items():
+        if name not in abstract:
+            raise ValueError(f"initial parameter {name} is unknown to the model; remove it")
+        if tuple(value.shape) != abstract[name].shape:
+            expected = abstract[name].shape
+            raise ValueError(f"initial parameter {name}: expected {expected}, found {value.shape}")
+        target = params if name in params else frozen
+        target[name] = place(value, abstract[name])
+    if initial and (random := sorted(abstract.keys() - initial.keys())):
+        _LOG.warning("parameters without an initial value, drawn at random: %s", random)
+    return params, frozen
+
+
+def place(value: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """A host array that every process holds whole, laid out as `target`; each reads its part."""
+    cast = np.asarray(value).astype(target.dtype)
+    return jax.make_array_from_callback(target.shape, target.sharding, lambda index: cast[index])

@@ -1,0 +1,1 @@
+"""The answer grammar: spans to text, text to spans, streaming parser, commands and prompts."""

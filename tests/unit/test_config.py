@@ -1,0 +1,163 @@
+"""Recipes, overrides and the errors they can cause."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.config.resolve import diff, fingerprint, load_config, resolve, to_dict
+from refvlm_jax.config.schema import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def base(**sections):
+    return {"name": "run", "data": {"path": "d"}, **sections}
+
+
+def test_config_dict_and_mapping_resolve_alike():
+    tree = base(optim={"lr": 1, "groups": [{"pattern": "vision", "frozen": True}]})
+    config = resolve(ConfigDict(tree))
+    assert config == resolve(tree)
+    assert config.optim.lr == 1.0 and isinstance(config.optim.lr, float)
+    assert config.optim.groups[0].frozen
+    assert config.model.llama.width == 4096
+
+
+def test_none_removes_an_optional_part_and_a_mapping_adds_one():
+    config = resolve(base(model={"mask": None, "llama": {"lora": {"rank": 4}}}))
+    assert config.model.mask is None
+    assert config.model.llama.lora.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"optim": {"learning": 1}}, ["optim.learning"]),
+        ({"optim": {"warmup_step": 1}}, ["optim.warmup_step", '"warmup_steps"']),
+        ({"trian": {}}, ["trian", '"train"']),
+        ({"train": {"steps": "10"}}, ["train.steps", "integer", "'10'"]),
+        ({"train": {"steps": True}}, ["train.steps", "integer"]),
+        ({"train": {"steps": 0}}, ["train.steps", "positive"]),
+        ({"train": {"steps": 10.0}}, ["train.steps", "integer"]),
+        ({"optim": {"lr": -1.0}}, ["optim.lr", "negative"]),
+        ({"optim": {"lr": float("nan")}}, ["optim.lr", "finite"]),
+        ({"optim": {"beta2": 1.0}}, ["optim.beta2", "below 1"]),
+        ({"optim": {"schedule": "cosin"}}, ["optim.schedule", '"cosine"']),
+        ({"optim": {"groups": [{"pattern": "("}]}}, ["optim.groups[0].pattern", "regular"]),
+        ({"optim": {"groups": [{"patern": "a"}]}}, ["optim.groups[0].patern", '"pattern"']),
+        ({"optim": {"groups": [{}]}}, ["optim.groups[0].pattern", "required"]),
+        ({"optim": {"warmup_steps": 2000}}, ["optim.warmup_steps", "train.steps"]),
+        ({"optim": {"loss_weights": {"box": -1}}}, ["optim.loss_weights.box", "negative"]),
+        ({"train": {"accumulate": 3}}, ["data.batch_size = 8", "train.accumulate = 3", "6 or 9"]),
+        ({"mesh": {"preset": "fsdp", "shape": (1, -1, 1)}}, ["mesh.shape", "3 entries"]),
+        ({"mesh": {"preset": "fsdp", "shape": (-1, -1, 1, 1)}}, ["mesh.shape", "one axis"]),
+        ({"mesh": {"shape": (1, 2, 1, 1)}}, ["mesh.shape", "'single'"]),
+        ({"mesh": {"preset": "fsdp", "shape": (1, 3, 1, 1)}}, ["data.batch_size", "3"]),
+        ({"model": {"vision": {"heads": 3}}}, ["model.vision.width = 1024", "= 3"]),
+        ({"model": {"llama": None}}, ["model.llama", "mapping"]),
+        ({"model": {"vision": {"stem_channels": 3}}}, ["model.vision.stem_channels", "list"]),
+        ({"data": 3}, ["data", "mapping"]),
+    ],
+)
+def test_errors_name_the_field(sections, parts):
+    with pytest.raises(ConfigError) as caught:
+        resolve(base(**sections))
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_name_is_reported():
+    with pytest.raises(ConfigError, match="name is required"):
+        resolve({})
+
+
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config(arg=""):
+    return ConfigDict({"name": arg or "plain", "data": {"path": "d"}, "model": {"mask": None}})
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    file = tmp_path / "recipe.py"
+    file.write_text(RECIPE)
+    return str(file)
+
+
+def test_overrides_reach_fields_the_recipe_leaves_out(recipe):
+    config = load_config(
+        f"{recipe}:big", ["optim.lr=3e-4", "data.register=coord", "mesh.shape=(1, 1, 1, 1)"]
+    )
+    assert (config.name, config.optim.lr) == ("big", 3e-4)
+    assert config.data.register == "coord"
+    assert config.mesh.shape == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr", "field.name=value"),
+        ("optim.lrr=1", "optim.lrr"),
+        ("model.mask.width=8", "model.mask is None"),
+        ("ckpt.async_save=true", "ckpt.async_save must be a bool"),
+    ],
+)
+def test_bad_overrides(recipe, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(recipe, [override])
+
+
+def test_bad_recipe_files(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("x = 1")
+    with pytest.raises(ConfigError, match="get_config"):
+        load_config(tmp_path / "empty.py")
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        load_config(tmp_path / "broken.py")
+
+
+@given(lr=st.floats(1e-8, 1.0), steps=st.integers(1, 10**6), mask=st.booleans())
+def test_to_dict_round_trips_through_json(lr, steps, mask):
+    tree = base(optim={"lr": lr}, train={"steps": steps}, model={} if mask else {"mask": None})
+    config = resolve(tree)
+    again = resolve(json.loads(json.dumps(to_dict(config))))
+    assert again == config and fingerprint(again) == fingerprint(config)
+    assert diff(config, again) == {}
+
+
+def test_diff_names_changed_fields():
+    a, b = resolve(base()), resolve(base(optim={"lr": 1.0}, data={"weights": {"T01": 2.0}}))
+    changed = diff(a, b)
+    assert changed["optim.lr"] == (1e-4, 1.0)
+    assert changed["data.weights.T01"] == (None, 2.0)
+    assert fingerprint(a) != fingerprint(b)
+
+
+def test_every_field_is_documented():
+    """A bare string follows each field of our dataclasses."""
+    import ast
+
+    tree = ast.parse((ROOT / "refvlm_jax/config/schema.py").read_text())
+    for node in (n for n in tree.body if isinstance(n, ast.ClassDef)):
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(after, ast.Expr), f"{node.name}.{field.target.id}"
+    assert {f.name for f in dataclasses.fields(RunConfig)} >= {"model", "data", "mesh", "optim"}
+
+
+def test_config_does_not_import_jax():
+    code = "import sys, refvlm_jax.config.resolve; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,95 @@
+"""Schedule, groups, decay and clipping against plain arithmetic."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.config.schema import OptimConfig, ParamGroup
+from refvlm_jax.train.optim import (
+    check_groups,
+    decays,
+    group_of,
+    is_trainable,
+    make_optimizer,
+    make_schedule,
+)
+
+AXES = {
+    "llama.q": ("layers", "embed", "heads"),
+    "llama.norm.scale": ("layers", "embed"),
+    "box.out.bias": ("heads", "head_dim"),
+}
+
+
+def values(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    shapes = {"llama.q": (2, 3, 4), "llama.norm.scale": (2, 3), "box.out.bias": (2, 2)}
+    return {n: jnp.asarray(scale * rng.normal(size=s), jnp.float32) for n, s in shapes.items()}
+
+
+def test_cosine_schedule_has_the_documented_corners():
+    schedule = make_schedule(OptimConfig(lr=2.0, warmup_steps=4, end_lr_ratio=0.1), 104)
+    assert float(schedule(0)) == pytest.approx(0.5)
+    assert float(schedule(3)) == pytest.approx(2.0)
+    assert float(schedule(4)) == pytest.approx(2.0)
+    assert float(schedule(54)) == pytest.approx(2.0 * 0.55)
+    assert float(schedule(104)) == pytest.approx(0.2)
+
+
+def test_linear_and_constant_schedules():
+    linear = make_schedule(OptimConfig(lr=1.0, schedule="linear"), 10)
+    constant = make_schedule(OptimConfig(lr=1.0, schedule="constant", end_lr_ratio=0.0), 10)
+    np.testing.assert_allclose([linear(s) for s in (0, 5, 10)], [1.0, 0.5, 0.0], atol=1e-6)
+    np.testing.assert_allclose([constant(s) for s in (0, 9)], [1.0, 1.0])
+
+
+def test_first_matching_group_wins():
+    config = OptimConfig(
+        groups=(ParamGroup(pattern="norm", lr_scale=0.5), ParamGroup(pattern="^llama", frozen=True))
+    )
+    assert group_of(config, "llama.norm.scale").lr_scale == 0.5
+    trainable = is_trainable(config)
+    assert [trainable(n) for n in AXES] == [False, True, True]
+
+
+def test_groups_that_match_nothing_or_freeze_all_are_errors():
+    with pytest.raises(ConfigError, match=r"groups\[0\].*matches no parameter.*box, llama"):
+        check_groups(OptimConfig(groups=(ParamGroup(pattern="lama2"),)), list(AXES))
+    with pytest.raises(ConfigError, match="freeze every parameter"):
+        check_groups(OptimConfig(groups=(ParamGroup(pattern=".", frozen=True),)), list(AXES))
+
+
+def test_decay_spares_norms_and_biases_even_when_stacked():
+    assert [decays(n, a) for n, a in AXES.items()] == [True, False, False]
+
+
+def test_update_matches_optax_adamw_per_group():
+    config = OptimConfig(
+        lr=0.1,
+        schedule="constant",
+        weight_decay=0.2,
+        clip_norm=0.0,
+        groups=(ParamGroup(pattern="^box", lr_scale=0.25),),
+    )
+    params, grads = values(0), values(1)
+    tx = make_optimizer(config, 10, AXES)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    for name in AXES:
+        decay = 0.2 if name == "llama.q" else 0.0
+        lr = 0.025 if name.startswith("box") else 0.1
+        reference = optax.adamw(lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=decay)
+        wanted, _ = reference.update(grads[name], reference.init(params[name]), params[name])
+        np.testing.assert_allclose(updates[name], wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    config = OptimConfig(lr=1.0, schedule="constant", clip_norm=1.0)
+    params, tx = values(0), make_optimizer(config, 10, AXES)
+    grads = values(1, scale=100.0)
+    _, clipped = tx.update(grads, tx.init(params), params)
+    norm = optax.global_norm(grads)
+    np.testing.assert_allclose(
+        clipped["adam"].mu["llama.q"], 0.1 * grads["llama.q"] / norm, rtol=1e-5
+    )
