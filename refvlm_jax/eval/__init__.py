@@ -1,0 +1,1 @@
+"""Scoring and reporting: pure functions of prediction records and ground truth."""

@@ -1,0 +1,1 @@
+"""Text metrics in pure Python: caption tokens, CIDEr-D, BLEU, phrase similarity, VQA answers."""
