@@ -5,11 +5,12 @@ host, the way a straightforward PyTorch trainer does. It is a benchmark, not a p
 exchanged and small details (initialisation, region-prompt pooling) are the simplest that cost the same.
 """
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -89,9 +90,7 @@ class TorchRefVLM(nn.Module):
         assert config.box and config.mask and v.stem == "conv"
         self.config = config
         widths = [3, *v.stem_channels, v.width]
-        self.stem = nn.ModuleList(
-            nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.stem = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(widths))
         self.register_buffer("vision_pos", sine_grid(v.grid, v.width))
         self.vit = nn.ModuleList(ViTBlock(v.width, v.heads, v.mlp_dim) for _ in range(v.layers))
         self.prompt_position = nn.Parameter(torch.randn(config.region_prompts.tokens, v.width))

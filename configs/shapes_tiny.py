@@ -15,10 +15,10 @@ def get_config() -> ConfigDict:
     config.model.vision = dict(
         image_size=64,
         patch_size=8,
-        width=128,
+        width=96,
         layers=2,
         heads=4,
-        mlp_dim=256,
+        mlp_dim=192,
         feature_layer=-1,
         class_token=False,
         activation="gelu",
@@ -31,28 +31,30 @@ def get_config() -> ConfigDict:
     # 8 x 8 patches cannot be cut into 9 equal runs of raster cells; a 3 x 3 grid of means can.
     config.model.region_prompts = dict(num_patches=9, pooling="spatial", mask_token=True)
     config.model.llama = dict(
-        vocab_size=1024,
-        width=128,
-        layers=4,
-        heads=4,
-        kv_heads=2,
+        vocab_size=640,
+        width=96,
+        layers=3,
+        heads=3,
+        kv_heads=3,
         head_dim=32,
-        mlp_dim=352,
+        mlp_dim=256,
         tie_embeddings=True,
         remat="none",
     )
     config.model.box = dict(
-        num_queries=12, features=(1, 3), width=128, layers=2, heads=4, mlp_dim=256,
+        num_queries=12, features=(1, 3), width=96, layers=2, heads=4, mlp_dim=192,
         dropout=0.0, mask_padding_queries=True,
+        query_init=0.02, position_cycles=4.0, value_positions=True,
     )  # fmt: skip
     config.model.mask = dict(
         num_queries=12, features=(1, 3), width=64, layers=2, heads=4, mlp_dim=128, norm_groups=8,
         dropout=0.0, mask_padding_queries=True, focal_weight=20.0, dice_weight=1.0,
+        query_init=0.02, position_cycles=4.0, value_positions=True,
     )  # fmt: skip
 
     config.data = dict(
         batch_size=32,
-        seq_len=320,
+        seq_len=256,
         prompts=4,
         refs=16,
         mask_refs=10,
@@ -77,7 +79,7 @@ def get_config() -> ConfigDict:
             "T20": 0.8,
             "T21": 0.5,
             "T22": 0.5,
-        },  # fmt: skip
+        },
     )
     config.optim = dict(
         lr=2e-3, warmup_steps=100, schedule="cosine", end_lr_ratio=0.02, weight_decay=0.05,

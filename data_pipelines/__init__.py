@@ -1,0 +1,1 @@
+"""From native annotation files to device-ready batches."""

@@ -148,7 +148,9 @@ class _Writer:
     def _answer(self, draft: Draft, turn: Turn) -> Draft:
         spans = [TextSpan(s.start, s.end, s.unit, len(s.targets)) for s in turn.spans]
         if self.options.register == "coord":
-            text = render_answer_coords(turn.answer, spans, [self._boxes(s.targets) for s in turn.spans])
+            text = render_answer_coords(
+                turn.answer, spans, [self._boxes(s.targets) for s in turn.spans]
+            )
         else:
             text = render_answer(turn.answer, spans, plan=self.options.plan).text
             draft = self._refer(draft, turn, closing_order(spans))
@@ -237,7 +239,9 @@ def merge(dialogs: Sequence[Dialog]) -> tuple[list[Turn], list[Region]]:
 
 
 def _square(dialog: Dialog) -> PaddedSquare | None:
-    return dialog.image and PaddedSquare(dialog.image.width, dialog.image.height)
+    if dialog.image is None:
+        return None
+    return PaddedSquare(dialog.image.width, dialog.image.height)
 
 
 def _shortened(writer: _Writer, turn: Turn, uid: str) -> Draft:

@@ -76,15 +76,13 @@ def annotate(
     for n, q in enumerate(language.questions(scene, visible, rng, first=special)):
         rows.vqa.append(_vqa(q, rows.image, image_id * 100 + n))
     rows.interactive = _interactive(rows, drawing, visible, rng)
-    text = language.grounded(scene, visible, rng)
-    rows.flickr = _flickr(text, drawing, file_name, image_id)
-    rows.open_psg = _open_psg(text, drawing, file_name)
+    told = language.grounded(scene, visible, rng)
+    rows.flickr = _flickr(told, drawing, file_name, image_id)
+    rows.open_psg = _open_psg(told, drawing, file_name)
     return rows
 
 
-def _instance(
-    thing: Thing, drawing: Drawing, k: int, ann_id: int, image_id: int
-) -> dict[str, Any]:
+def _instance(thing: Thing, drawing: Drawing, k: int, ann_id: int, image_id: int) -> dict[str, Any]:
     mask = drawing.masks[k]
     x1, y1, x2, y2 = tight_box(mask)
     covered = mask.sum() < drawing.whole[k].sum()

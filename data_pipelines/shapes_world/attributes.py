@@ -15,7 +15,15 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 TEXTURES = ("plain", "striped", "dotted", "checked")
 PERSON = "person"
 # COCO ids have gaps; so do these, lest anything assume 1..n.
-CATEGORY_IDS = {PERSON: 1, "circle": 3, "square": 4, "triangle": 6, "star": 7, "cross": 9, "diamond": 10}
+CATEGORY_IDS = {
+    PERSON: 1,
+    "circle": 3,
+    "square": 4,
+    "triangle": 6,
+    "star": 7,
+    "cross": 9,
+    "diamond": 10,
+}
 
 
 def held_out_pairs() -> frozenset[tuple[str, str]]:

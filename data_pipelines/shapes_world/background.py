@@ -47,5 +47,7 @@ def _clutter(picture: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.
 def _noise(cells: int, scene: Scene, rng: np.random.Generator) -> np.ndarray:
     coarse = rng.normal(0, 1, (cells, cells, 3)).astype(np.float32)
     size = (scene.width, scene.height)
-    planes = [Image.fromarray(coarse[..., k]).resize(size, Image.Resampling.BICUBIC) for k in range(3)]
+    planes = [
+        Image.fromarray(coarse[..., k]).resize(size, Image.Resampling.BICUBIC) for k in range(3)
+    ]
     return np.stack([np.asarray(p) for p in planes], axis=-1)

@@ -39,7 +39,7 @@ class Grounded:
 
 
 def name(thing: Thing) -> str:
-    """"red circle", "person"."""
+    """ "red circle", "person"."""
     return "person" if thing.is_person else f"{thing.colour} {thing.shape}"
 
 
@@ -113,15 +113,21 @@ def _relations(scene: Scene, visible: list[int], index: int) -> Iterator[Express
 
 def _extremes(scene: Scene, visible: list[int], index: int) -> Iterator[Expression]:
     things = scene.things
-    for group, label in ((lambda t: True, "object"), (lambda t: t.shape == things[index].shape, things[index].shape)):
-        members = [k for k in visible if group(things[k])]
-        if len(members) < 2:
-            continue
+    shape = things[index].shape
+    same = [k for k in visible if things[k].shape == shape]
+    for members, label in ((visible, "object"), (same, shape)):
         for words, key in EXTREMES.items():
-            ranked = sorted(members, key=lambda k, key=key: key(things[k]))
-            gap = key(things[ranked[1]]) - key(things[ranked[0]])
-            if ranked[0] == index and gap > 0.3 * things[index].radius:
+            if len(members) > 1 and _is_extreme(things, members, index, key):
                 yield Expression(f"the {words} {label}", index, "extreme")
+
+
+def _is_extreme(
+    things: list[Thing], members: list[int], index: int, key: Callable[[Thing], float]
+) -> bool:
+    """Whether a thing comes first by `key`, clearly ahead of the second."""
+    ranked = sorted(members, key=lambda k: key(things[k]))
+    gap = key(things[ranked[1]]) - key(things[ranked[0]])
+    return ranked[0] == index and gap > 0.3 * things[index].radius
 
 
 def pick_expressions(
@@ -166,7 +172,7 @@ def article(phrase: str) -> str:
 
 
 def listing(items: list[str]) -> str:
-    """"a, b and c"."""
+    """ "a, b and c"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 

@@ -82,7 +82,7 @@ def _size(level: int, rng: np.random.Generator) -> tuple[int, int]:
     low, high = LONG_SIDE[level]
     long = int(rng.integers(low, high + 1))
     ratio = rng.choice([1.0, 1.0, 0.75, 0.67, rng.uniform(0.6, 1.0)])
-    short = max(int(round(long * ratio)), 48)
+    short = max(round(long * ratio), 48)
     return (long, short) if rng.random() < 0.5 else (short, long)
 
 
@@ -92,7 +92,11 @@ def _place(scene: Scene, rng: np.random.Generator, pair: tuple[str, str]) -> boo
     for _ in range(20):
         person = pair[0] == PERSON
         size = "large" if person else str(rng.choice(["small", "large"]))
-        radius = long * (rng.uniform(0.15, 0.19) if person else rng.uniform(*(SMALL if size == "small" else LARGE)))
+        radius = long * (
+            rng.uniform(0.15, 0.19)
+            if person
+            else rng.uniform(*(SMALL if size == "small" else LARGE))
+        )
         if 2 * radius + 2 >= min(scene.width, scene.height):
             continue
         thing = Thing(

@@ -47,7 +47,7 @@ def generate(
       WorldError: `out` holds another world, or an argument is out of range.
     """
     out = Path(out)
-    if level not in (1, 2, 3) or (wrong := set(scenes) - set(SPLITS)):
+    if level not in (1, 2, 3) or set(scenes) - set(SPLITS):
         raise WorldError(f"level {level}, splits {sorted(scenes)}: need 1..3 and {SPLITS}")
     wanted = {"version": VERSION, "level": level, "scenes": dict(scenes), "seed": seed}
     if (out / "world.json").is_file():
@@ -83,11 +83,21 @@ def _existing(out: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 def _write_split(
     root: Path, split: str, count: int, level: int, seed: int, workers: int, progress: bool
 ) -> dict[str, int]:
-    for folder in (f"images/{split}", f"depth/{split}", "annotations", "refs", "vqa", "interactive", "gcg"):
+    for folder in (
+        f"images/{split}",
+        f"depth/{split}",
+        "annotations",
+        "refs",
+        "vqa",
+        "interactive",
+        "gcg",
+    ):
         (root / folder).mkdir(parents=True, exist_ok=True)
     job = partial(_render_chunk, root=root, split=split, level=level, seed=seed)
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    shown = partial(track, total=len(chunks), description=f"rendering {split}", disable=not progress)
+    shown = partial(
+        track, total=len(chunks), description=f"rendering {split}", disable=not progress
+    )
     if workers > 1 and len(chunks) > 1:
         with ProcessPoolExecutor(workers) as pool:
             rows = list(chain.from_iterable(shown(pool.map(job, chunks))))

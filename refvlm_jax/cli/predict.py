@@ -11,7 +11,8 @@ from data_pipelines.encode import EncodeOptions, encode_prompt
 from data_pipelines.records import Dialog
 from data_pipelines.tokenizer import Tokenizer
 from refvlm_jax.batch import Batch, empty_row
-from refvlm_jax.cli.run import build_model, encode_options, tokenizer_of
+from refvlm_jax.cli.data_setup import encode_options, tokenizer_of
+from refvlm_jax.cli.run import build_model
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.eval.records import Instance, Prediction, Triplet
 from refvlm_jax.geometry import PaddedSquare

@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
 
 def train(config: RunConfig, workdir: Path) -> int:
     """Trains to the configured number of steps, resuming from the newest checkpoint."""
-    from refvlm_jax.cli.run import build_model, check_data, task_of, train_batches
+    from refvlm_jax.cli.data_setup import check_data, train_batches
+    from refvlm_jax.cli.run import build_model, task_of
     from refvlm_jax.train.loop import fit
 
     check_data(config.data)

@@ -74,7 +74,9 @@ def _instance(region: Region) -> Instance:
 
 
 def _rle(mask: Mask | None) -> dict[str, Any] | None:
-    return mask and {"size": [mask.h, mask.w], "counts": mask.counts.decode("ascii")}
+    if mask is None:
+        return None
+    return {"size": [mask.h, mask.w], "counts": mask.counts.decode("ascii")}
 
 
 def majority_answer(dialogs: Sequence[Dialog]) -> str:

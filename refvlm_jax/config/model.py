@@ -99,6 +99,12 @@ class BoxUnitConfig:
     dropout: float = 0.1
     mask_padding_queries: bool = False
     """False lets empty query slots take part in self-attention, as released weights expect."""
+    query_init: float = 1.0
+    """Standard deviation of the learned query positions at birth; small ones train from scratch."""
+    position_cycles: float = 1.0
+    """Waves of the finest sine position across the picture."""
+    value_positions: bool = False
+    """Adds the position code to the decoder's values too, not only to its keys."""
     group_matching: bool = True
     bbox_weight: float = 5.0
     giou_weight: float = 2.0
@@ -119,6 +125,12 @@ class MaskUnitConfig:
     """Groups of the FPN's group normalisation."""
     dropout: float = 0.1
     mask_padding_queries: bool = False
+    query_init: float = 1.0
+    """Standard deviation of the learned query positions at birth; small ones train from scratch."""
+    position_cycles: float = 1.0
+    """Waves of the finest sine position across the picture."""
+    value_positions: bool = False
+    """Adds the position code to the decoder's values too, not only to its keys."""
     group_matching: bool = True
     focal_weight: float = 20.0
     dice_weight: float = 1.0

@@ -1,5 +1,6 @@
 """Strict readers of JSON values: every error names the field and what was expected."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -62,9 +63,11 @@ def positive(value: Any, where: str) -> int:
 
 def number(value: Any, where: str) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{where} is {_shown(value)}; expected a finite number")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an integer beyond every float
+            if math.isfinite(float(value)):
+                return float(value)
+    raise ValueError(f"{where} is {_shown(value)}; expected a finite number")
 
 
 def one_of(*options: str) -> Reader[str]:

@@ -1,109 +1,201 @@
-"""Prediction and truth records: what evaluation exchanges between the device and the scorers.
+"""Prediction and truth records as JSON lines: strict reading, atomic writing."""
 
-Coordinates are pixels of the original picture, float, unrounded and not clipped; boxes are
-x1, y1, x2, y2. Masks are compressed COCO run-length strings with their size [height, width].
-"""
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
-from dataclasses import dataclass, field
-from typing import Any
+from refvlm_jax.eval import fields as f
+from refvlm_jax.eval.record_types import Box, Instance, Prediction, Rle, Triplet, Truth
+from refvlm_jax.rle import runs
 
-Box = tuple[float, float, float, float]
-Rle = dict[str, Any]
-"""{"size": [height, width], "counts": compressed string}."""
+__all__ = [
+    "Box",
+    "Instance",
+    "Prediction",
+    "Rle",
+    "Triplet",
+    "Truth",
+    "parse_prediction",
+    "parse_truth",
+    "read_predictions",
+    "read_truths",
+    "write_records",
+    "write_text",
+]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Instance:
-    """One decoded or annotated object."""
-
-    box: Box | None = None
-    rle: Rle | None = None
-    score: float = 1.0
-    """Ranking confidence; 1 for truth."""
-    score_parts: dict[str, float] = field(default_factory=dict)
-    """What the score was made of (phrase, ref, decoder), kept for later calibration."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Triplet:
-    """A phrase of the answer, its unit, and the objects it refers to."""
-
-    phrase: str
-    unit: str
-    """box, mask, ...; empty when the answer names none."""
-    char_span: tuple[int, int]
-    """Range of the phrase in the plain answer, in code points."""
-    instances: list[Instance] = field(default_factory=list)
+Record = TypeVar("Record", Prediction, Truth)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The answer of a model to one question."""
+def write_records(path: Path, records: Iterable[Prediction | Truth]) -> None:
+    """Writes records as JSON lines, atomically; the folder must exist.
 
-    uid: str
-    task_id: str
-    image: str
-    """Path relative to the image root."""
-    width: int
-    height: int
-    raw: str
-    """The answer with tags, enough to score everything about the text again."""
-    plain: str
-    """The answer without planning block, tags and groups."""
-    finish: str
-    """eos, or length when the answer was cut."""
-    n_tokens: int
-    plan: list[dict[str, Any]] = field(default_factory=list)
-    """Lines of the planning block: name, unit, num."""
-    triplets: list[Triplet] = field(default_factory=list)
-    prompt: str = ""
-    turn: int = 0
-    template_id: int = 0
-    model: str = ""
-    """Hash of the checkpoint."""
-    gen: dict[str, Any] = field(default_factory=dict)
-    """Generation settings."""
-    seed: int = 0
+    Raises:
+      ValueError: a record that could not be read back, for instance with a box that is not finite.
+    """
+    lines = [_line(record) for record in records]
+    write_text(path, "".join(lines))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Truth:
-    """A question with its ground truth."""
-
-    uid: str
-    task_id: str
-    image: str
-    """Path relative to the image root."""
-    width: int
-    height: int
-    question: str
-    answer: str
-    """Plain text."""
-    raw: str
-    """The answer rendered with tags."""
-    references: list[str] = field(default_factory=list)
-    """Every acceptable text; empty means `answer` alone."""
-    triplets: list[Triplet] = field(default_factory=list)
-    ignore: list[Instance] = field(default_factory=list)
-    """Crowd regions: what is found inside them counts neither for nor against."""
-    image_id: int = 0
-
-    @property
-    def texts(self) -> list[str]:
-        """The acceptable texts, at least one."""
-        return self.references or [self.answer]
+def write_text(path: Path, content: str) -> None:
+    """Writes a text file so that a reader sees the old content or the new one, never a part."""
+    scratch = path.with_name(f"{path.name}.tmp")
+    with scratch.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
 
 
-def first_box(record: Prediction | Truth) -> Box | None:
-    """The first box of a record in text order."""
-    return next((i.box for i in instances(record) if i.box is not None), None)
+def read_predictions(*paths: Path) -> dict[str, Prediction]:
+    """Predictions of one or several shards by uid; identical duplicates count once.
+
+    Raises:
+      ValueError: a line that is no prediction, or two different predictions for a uid.
+    """
+    return _read_all(paths, parse_prediction)
 
 
-def first_mask(record: Prediction | Truth) -> Rle | None:
-    """The first mask of a record in text order."""
-    return next((i.rle for i in instances(record) if i.rle is not None), None)
+def read_truths(*paths: Path) -> list[Truth]:
+    """Ground truth of one or several files in file order; errors as `read_predictions`."""
+    return list(_read_all(paths, parse_truth).values())
 
 
-def instances(record: Prediction | Truth) -> list[Instance]:
-    """All objects of a record in text order."""
-    return [instance for triplet in record.triplets for instance in triplet.instances]
+def parse_prediction(value: Any) -> Prediction:
+    """A prediction from parsed JSON; raises ValueError naming the field."""
+    fields = f.Fields(value)
+    record = Prediction(
+        **_common(fields),
+        plain=fields.take("plain", f.text),
+        finish=fields.take("finish", f.one_of("eos", "length")),
+        n_tokens=fields.take("n_tokens", f.whole),
+        plan=fields.take("plan", f.list_of(_plan_line), []),
+        prompt=fields.take("prompt", f.text, ""),
+        turn=fields.take("turn", f.whole, 0),
+        template_id=fields.take("template_id", f.whole, 0),
+        model=fields.take("model", f.text, ""),
+        gen=fields.take("gen", f.map_of(f.anything), {}),
+        seed=fields.take("seed", f.whole, 0),
+    )
+    fields.done()
+    return record
+
+
+def parse_truth(value: Any) -> Truth:
+    """A truth from parsed JSON; raises ValueError naming the field."""
+    fields = f.Fields(value)
+    record = Truth(
+        **_common(fields),
+        question=fields.take("question", f.text),
+        answer=fields.take("answer", f.text),
+        references=fields.take("references", f.list_of(f.text), []),
+        ignore=fields.take("ignore", f.list_of(_instance), []),
+        image_id=fields.take("image_id", f.whole, 0),
+    )
+    fields.done()
+    return record
+
+
+def _common(fields: f.Fields) -> dict[str, Any]:
+    return {
+        "uid": fields.take("uid", f.text),
+        "task_id": fields.take("task_id", f.text),
+        "image": fields.take("image", f.text),
+        "width": fields.take("width", f.positive),
+        "height": fields.take("height", f.positive),
+        "raw": fields.take("raw", f.text),
+        "triplets": fields.take("triplets", f.list_of(_triplet), []),
+    }
+
+
+def _triplet(value: Any, where: str) -> Triplet:
+    fields = f.Fields(value, where)
+    start, end = fields.take("char_span", f.list_of(f.whole, 2))
+    triplet = Triplet(
+        phrase=fields.take("phrase", f.text),
+        unit=fields.take("unit", f.text),
+        char_span=(start, end),
+        instances=fields.take("instances", f.list_of(_instance)),
+    )
+    fields.done()
+    if start > end:
+        raise ValueError(f"{where}.char_span [{start}, {end}] ends before it starts")
+    return triplet
+
+
+def _instance(value: Any, where: str) -> Instance:
+    fields = f.Fields(value, where)
+    instance = Instance(
+        box=fields.take("box", f.optional(_box)),
+        rle=fields.take("rle", f.optional(_rle)),
+        score=fields.take("score", f.number),
+        score_parts=fields.take("score_parts", f.map_of(f.number), {}),
+    )
+    fields.done()
+    return instance
+
+
+def _box(value: Any, where: str) -> Box:
+    x1, y1, x2, y2 = f.list_of(f.number, 4)(value, where)
+    return x1, y1, x2, y2
+
+
+def _rle(value: Any, where: str) -> Rle:
+    fields = f.Fields(value, where)
+    height, width = fields.take("size", f.list_of(f.positive, 2))
+    counts = fields.take("counts", f.text)
+    fields.done()
+    try:
+        runs(counts.encode("ascii"), height, width)
+    except ValueError as error:  # a non-ASCII string too
+        raise ValueError(f"{where}: {error}") from error
+    return {"size": [height, width], "counts": counts}
+
+
+def _plan_line(value: Any, where: str) -> dict[str, Any]:
+    fields = f.Fields(value, where)
+    line = {
+        "name": fields.take("name", f.text),
+        "unit": fields.take("unit", f.text),
+        "num": fields.take("num", f.whole),
+    }
+    fields.done()
+    return line
+
+
+def _line(record: Prediction | Truth) -> str:
+    try:
+        content = json.loads(json.dumps(dataclasses.asdict(record)))  # tuples become lists
+        (parse_prediction if isinstance(record, Prediction) else parse_truth)(content)
+    except (TypeError, ValueError) as error:  # json.dumps refuses foreign types by TypeError
+        raise ValueError(f"record {record.uid!r} cannot be written: {error}") from error
+    return json.dumps(content) + "\n"
+
+
+def _read_all(paths: Iterable[Path], parse: Callable[[Any], Record]) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    origin: dict[str, str] = {}
+    for path in paths:
+        for where, record in _read_file(path, parse):
+            known = found.setdefault(record.uid, record)
+            first = origin.setdefault(record.uid, where)
+            if known != record:
+                raise ValueError(
+                    f"{where}: uid {record.uid!r} differs from the record at {first}; "
+                    "remove one of them"
+                )
+    return found
+
+
+def _read_file(path: Path, parse: Callable[[Any], Record]) -> Iterator[tuple[str, Record]]:
+    # Bytes, so that neither a foreign encoding nor an unusual line separator hides a line number.
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            yield where, parse(json.loads(line))
+        except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+            raise ValueError(f"{where}: {error}") from error

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from refvlm_jax.models.refvlm import RefTable
@@ -116,4 +117,5 @@ def reference_table(answers: Sequence[TextAnswer], slots: int) -> RefTable:
         for slot, reference in enumerate(answer.references[:slots]):
             pos[row, slot], unit[row, slot] = reference.position, reference.unit
             valid[row, slot] = True
-    return RefTable(pos=pos, unit=unit, image=image, valid=valid)
+    arrays = {"pos": pos, "unit": unit, "image": image, "valid": valid}
+    return RefTable(**{name: jnp.asarray(values) for name, values in arrays.items()})

@@ -132,7 +132,7 @@ class Engine:
             score_parts=dict(reference.score_parts),
         )
         if reference.unit is Unit.BOX and outputs.boxes is not None:
-            box = square.boxes_to_pixels(outputs.boxes[row, slot])
+            box = square.boxes_to_pixels(np.asarray(outputs.boxes[row, slot]))
             result.box = tuple(float(v) for v in box)  # type: ignore[assignment]
             result.score_parts["decoder"] = 1.0
         elif reference.unit is Unit.MASK and outputs.mask_logits is not None:
@@ -140,7 +140,7 @@ class Engine:
             query = int(outputs.mask_slots.slot[row, slot])
             if query < 0:
                 return None
-            logits = outputs.mask_logits[row, 0, query]
+            logits = np.asarray(outputs.mask_logits[row, 0, query])
             result.mask = square.mask_to_pixels(logits, self.mask_logit)
             result.score_parts["decoder"] = mask_confidence(logits, self.mask_logit)
         else:

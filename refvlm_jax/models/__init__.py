@@ -1,0 +1,1 @@
+"""The modules of REF-VLM and their composition."""

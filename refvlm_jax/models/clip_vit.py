@@ -4,6 +4,7 @@ Shape legend: `B` pictures, `Y X` pixels, `g` patches a side, `N` = g^2, `C` wid
 """
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class ConvStem(nnx.Module):
                 f"vision.patch_size={config.patch_size} must be 2^{len(widths) - 1}, the stride of "
                 f"a stem with {len(widths) - 1} convolutions"
             )
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         axes = ("conv_in", "conv_out")
         self.convs = nnx.List(
             [Conv2d(i, o, 3, rngs, stride=2, padding=1, axes=axes) for i, o in pairs]
@@ -100,7 +101,7 @@ class VisionBlock(nnx.Module):
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         c, self.heads = config.width, config.heads
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
         square = ("vision_embed", None)
         self.norm1, self.norm2 = (LayerNorm(c, rngs, eps=config.norm_eps) for _ in range(2))
         self.q, self.k, self.v = (Linear(c, c, rngs, axes=square) for _ in range(3))
@@ -114,7 +115,7 @@ class VisionBlock(nnx.Module):
         split = (*x.shape[:2], self.heads, x.shape[-1] // self.heads)
         mixed = attention(*(f(h).reshape(split) for f in (self.q, self.k, self.v)))
         x = x + self.out(mixed.reshape(x.shape))
-        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+        return x + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))
 
 
 class ClipViT(nnx.Module):
@@ -143,7 +144,7 @@ class ClipViT(nnx.Module):
         """Encodes pictures uint8[B, Y, X, 3] (or float, already normalised)."""
         x = normalise_images(images, self.config).astype(dtype)
         stem_maps = self.stem(x) if self.stem is not None else ()
-        patches = stem_maps[-1] if self.stem is not None else self.patch_embed(x)
+        patches = stem_maps[-1] if self.patch_embed is None else self.patch_embed(x)
         embedded = self.pre_norm(self._with_positions(patches))
 
         def body(block: VisionBlock, x: Array, _: None) -> tuple[Array, Array]:

@@ -1,5 +1,7 @@
 """The projector: visual features to the width of the language model."""
 
+import itertools
+
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -12,7 +14,7 @@ class Projector(nnx.Module):
 
     def __init__(self, in_features: int, out_features: int, depth: int, rngs: nnx.Rngs):
         widths = (in_features, *(out_features,) * depth)
-        pairs = zip(widths[:-1], widths[1:], strict=True)
+        pairs = itertools.pairwise(widths)
         self.layers = nnx.List([Linear(i, o, rngs, axes=(None, "embed")) for i, o in pairs])
 
     def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "*b D"]:

@@ -1,5 +1,6 @@
 """Activation functions by name."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -13,4 +14,4 @@ def quick_gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
 
 gelu = partial(jax.nn.gelu, approximate=False)
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}

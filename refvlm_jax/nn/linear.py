@@ -1,5 +1,6 @@
 """Linear maps; every projection of the library goes through here."""
 
+import itertools
 import math
 
 import jax
@@ -48,7 +49,7 @@ class MLP(nnx.Module):
     """Linear layers with ReLU between them (DETR's prediction heads)."""
 
     def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        pairs = itertools.pairwise(sizes)
         self.layers = nnx.List([Linear(i, o, rngs) for i, o in pairs])
 
     def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:

@@ -20,7 +20,7 @@ class Stack(nnx.Module):
         self.layers = layers
 
         @nnx.split_rngs(splits=layers)
-        @nnx.vmap(in_axes=(nnx.StateAxes({...: 0}),), out_axes=0)
+        @nnx.vmap(in_axes=0, out_axes=0)
         def make(keys: nnx.Rngs) -> nnx.Module:
             return build(keys)
 
@@ -28,7 +28,7 @@ class Stack(nnx.Module):
 
     def scan(
         self,
-        body: Callable[[nnx.Module, Any, Any], tuple[Any, Any]],
+        body: Callable[[Any, Any, Any], tuple[Any, Any]],
         carry: Any,
         xs: Any = None,
         *,
@@ -52,7 +52,7 @@ class Stack(nnx.Module):
             params, xs = jax.tree.map(lambda p: p[start:stop], (params, xs))
         return jax.lax.scan(step, carry, (params, xs))
 
-    def one(self, layer: int) -> nnx.Module:
+    def one(self, layer: int) -> Any:
         """A single layer of the stack, for code that runs it outside the scan."""
         graph, params = nnx.split(self.block)
         return nnx.merge(graph, jax.tree.map(lambda p: p[layer], params))

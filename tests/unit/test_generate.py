@@ -51,7 +51,9 @@ def with_answer(batch: Batch, tokens: np.ndarray) -> Batch:
 
 def test_cached_states_equal_teacher_forced_ones(model: RefVLM, prompts: Batch) -> None:
     tokens, hidden = answers(model, prompts, eos=-1)
-    forced, _ = model(jax.tree.map(jnp.asarray, with_answer(prompts, tokens)))
+    graph, state = nnx.split(model)
+    rows = jax.tree.map(jnp.asarray, with_answer(prompts, tokens))
+    forced, _ = jax.jit(lambda s, b: nnx.merge(graph, s)(b))(state, rows)
     for b, length in enumerate((np.asarray(prompts.segment_ids) > 0).sum(1)):
         np.testing.assert_allclose(hidden[b], forced[b, length : length + NEW], atol=2e-5)
         logits = model.llama.logits(forced[b : b + 1, length - 1 : length + NEW - 1])

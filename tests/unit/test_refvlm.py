@@ -21,6 +21,16 @@ def model() -> RefVLM:
     return RefVLM(tiny_config(), nnx.Rngs(0))
 
 
+def forward(model: RefVLM, batch: Batch) -> tuple:
+    graph, state = nnx.split(model)
+    return jax.jit(lambda s, b: nnx.merge(graph, s)(b))(state, batch)
+
+
+def sums_of(model: RefVLM, batch: Batch) -> dict:
+    graph, state = nnx.split(model)
+    return jax.jit(lambda s, b: loss_sums(nnx.merge(graph, s), b, None))(state, batch)
+
+
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     return random_batch(tiny_spec(tiny_config()), rows=4, seed=3)
@@ -38,17 +48,18 @@ def test_pixel_mask_covers_the_picture_only() -> None:
 
 
 def test_a_row_is_independent_of_its_neighbours(model: RefVLM, batch: Batch) -> None:
-    hidden, units = model(batch)
-    alone, alone_units = model(jax.tree.map(lambda x: x[1:2], batch))
+    hidden, units = forward(model, batch)
+    alone, alone_units = forward(model, jax.tree.map(lambda x: x[1:2], batch))
     np.testing.assert_allclose(alone[0], hidden[1], atol=1e-5)
     np.testing.assert_allclose(alone_units.boxes[0], units.boxes[1], atol=1e-5)
 
 
 def test_losses_add_up_over_any_split_of_the_batch(model: RefVLM, batch: Batch) -> None:
-    whole, counts = loss_sums(model, batch, None), loss_counts(model.config, batch)
+    whole, counts = sums_of(model, batch), loss_counts(model.config, batch)
     halves = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, 2), slice(2, 4))]
+    half_sums = [sums_of(model, half) for half in halves]
     for name in whole:
-        parts = sum(float(loss_sums(model, half, None)[name]) for half in halves)
+        parts = sum(float(sums[name]) for sums in half_sums)
         np.testing.assert_allclose(parts, whole[name], rtol=1e-4)
         part_counts = sum(float(loss_counts(model.config, half)[name]) for half in halves)
         assert part_counts == counts[name]

@@ -1,0 +1,1 @@
+"""Unit decoders: what a `<REF>` state becomes."""

@@ -25,10 +25,12 @@ class BoxUnit(nnx.Module):
         self.memory = Linear(sum(feature_dims[i] for i in config.features), d, rngs)
         self.query = Linear(query_dim, d, rngs)
         normal = jax.nn.initializers.normal
-        self.query_position = param(rngs, normal(1.0), (config.num_queries, d), (None, None))
+        self.query_position = param(
+            rngs, normal(config.query_init), (config.num_queries, d), (None, None)
+        )
         self.decoder = DetrDecoder(
             d, config.layers, config.heads, config.mlp_dim, rngs,
-            rate=config.dropout, init=normal(0.02),
+            rate=config.dropout,
         )  # fmt: skip
         self.head = MLP((d, d, d, 4), rngs)
 
@@ -46,11 +48,19 @@ class BoxUnit(nnx.Module):
         """
         joined = resize_concat(maps, self.config.features)
         memory = self.memory(joined.reshape(joined.shape[0], -1, joined.shape[-1]))
+        position = jnp.asarray(
+            sine_position(
+                joined.shape[1], joined.shape[2], self.config.width, self.config.position_cycles
+            ),
+            memory.dtype,
+        )
+        if self.config.value_positions:
+            memory = memory + position
         x = self.decoder(
             self.query(queries),
             self.query_position[...],
             memory,
-            sine_position(*joined.shape[1:3], self.config.width),
+            position,
             valid if self.config.mask_padding_queries else None,
             dropout_key,
         )

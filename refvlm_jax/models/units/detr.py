@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float
 from refvlm_jax.nn.attention import attention
 from refvlm_jax.nn.linear import Linear
 from refvlm_jax.nn.norm import LayerNorm
-from refvlm_jax.nn.param import Initializer
 from refvlm_jax.nn.stack import Stack
 
 Queries = Float[Array, "B Q d"]
@@ -28,11 +27,9 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 class CrossAttention(nnx.Module):
     """Multi-head attention with separate position codes for queries and keys."""
 
-    def __init__(self, width: int, heads: int, rngs: nnx.Rngs, init: Initializer | None):
+    def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
         self.heads = heads
-        zeros = jax.nn.initializers.zeros if init is not None else None
-        make = lambda: Linear(width, width, rngs, kernel_init=init, bias_init=zeros)  # noqa: E731
-        self.q, self.k, self.v, self.out = make(), make(), make(), make()
+        self.q, self.k, self.v, self.out = (Linear(width, width, rngs) for _ in range(4))
 
     def __call__(
         self,
@@ -50,14 +47,11 @@ class CrossAttention(nnx.Module):
 class DetrLayer(nnx.Module):
     """Self-attention, cross-attention, feed-forward; a norm after each residual."""
 
-    def __init__(
-        self, width: int, heads: int, mlp_dim: int, rngs: nnx.Rngs, init: Initializer | None
-    ):
-        zeros = jax.nn.initializers.zeros if init is not None else None
-        self.self_attn = CrossAttention(width, heads, rngs, init)
-        self.cross_attn = CrossAttention(width, heads, rngs, init)
-        self.fc1 = Linear(width, mlp_dim, rngs, kernel_init=init, bias_init=zeros)
-        self.fc2 = Linear(mlp_dim, width, rngs, kernel_init=init, bias_init=zeros)
+    def __init__(self, width: int, heads: int, mlp_dim: int, rngs: nnx.Rngs):
+        self.self_attn = CrossAttention(width, heads, rngs)
+        self.cross_attn = CrossAttention(width, heads, rngs)
+        self.fc1 = Linear(width, mlp_dim, rngs)
+        self.fc2 = Linear(mlp_dim, width, rngs)
         self.norm1, self.norm2, self.norm3 = (LayerNorm(width, rngs) for _ in range(3))
 
     def __call__(
@@ -80,11 +74,7 @@ class DetrLayer(nnx.Module):
 
 
 class DetrDecoder(nnx.Module):
-    """A scanned stack of layers and a final norm.
-
-    `init` overrides PyTorch's default kernel initialiser (biases then start at zero), as the box
-    decoder's Hugging Face class does.
-    """
+    """A scanned stack of layers and a final norm."""
 
     def __init__(
         self,
@@ -95,10 +85,9 @@ class DetrDecoder(nnx.Module):
         rngs: nnx.Rngs,
         *,
         rate: float = 0.0,
-        init: Initializer | None = None,
     ):
         self.rate = rate
-        self.layers = Stack(lambda k: DetrLayer(width, heads, mlp_dim, k, init), layers, rngs)
+        self.layers = Stack(lambda k: DetrLayer(width, heads, mlp_dim, k), layers, rngs)
         self.norm = LayerNorm(width, rngs)
 
     def __call__(

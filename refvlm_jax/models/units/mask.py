@@ -25,9 +25,10 @@ class MaskUnit(nnx.Module):
         self.config, d = config, config.width
         dims = [feature_dims[i] for i in config.features]
         self.pixel_decoder = PixelDecoder(dims, d, config.norm_groups, rngs)
-        self.memory = Linear(dims[-1], d, rngs)
+        # As released: a map that already has the decoder's width is its memory unprojected.
+        self.memory = Linear(dims[-1], d, rngs) if dims[-1] != d else None
         self.query = Linear(query_dim, d, rngs)
-        normal = jax.nn.initializers.normal(1.0)
+        normal = jax.nn.initializers.normal(config.query_init)
         self.query_position = param(rngs, normal, (config.num_queries, d), (None, None))
         self.decoder = DetrDecoder(
             d, config.layers, config.heads, config.mlp_dim, rngs, rate=config.dropout
@@ -45,12 +46,22 @@ class MaskUnit(nnx.Module):
         chosen = [maps[i] for i in self.config.features]
         pixels = self.pixel_decoder(chosen)
         coarse = chosen[-1]
-        memory = self.memory(coarse.reshape(coarse.shape[0], -1, coarse.shape[-1]))
+        memory = coarse.reshape(coarse.shape[0], -1, coarse.shape[-1])
+        if self.memory is not None:
+            memory = self.memory(memory)
+        position = jnp.asarray(
+            sine_position(
+                coarse.shape[1], coarse.shape[2], self.config.width, self.config.position_cycles
+            ),
+            memory.dtype,
+        )
+        if self.config.value_positions:
+            memory = memory + position
         x = self.decoder(
             self.query(queries),
             self.query_position[...],
             memory,
-            sine_position(*coarse.shape[1:3], self.config.width),
+            position,
             valid if self.config.mask_padding_queries else None,
             dropout_key,
         )

@@ -1,0 +1,254 @@
+"""From native annotation files to validated shards, in one call."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data_pipelines.images import ImageError, load_image
+from data_pipelines.records import Dialog, encode
+from data_pipelines.shards import ShardInfo, ShardWriter, read_manifest, write_manifest
+from data_pipelines.sources import coco, grounded, interactive, refcoco, vqa
+from data_pipelines.sources.base import Drops, SourceError, read_json
+from data_pipelines.validate import repair, validate
+
+Converter = Callable[[Drops], Iterator[Dialog]]
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """One native file and how to read it."""
+
+    family: str
+    """Key of FAMILIES."""
+    file: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildRecipe:
+    """What a dataset is made of."""
+
+    split: str
+    image_root: str
+    folder: str
+    """Folder of the pictures under the image root."""
+    instances: str
+    """COCO instances file: sizes and category names for sources without their own."""
+    entries: tuple[SourceEntry, ...]
+
+    @property
+    def hash(self) -> str:
+        """Digest of everything that decides the result but the files' contents."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class BuildReport:
+    """What came out."""
+
+    counts: dict[str, int]
+    """Dialogues by task."""
+    dropped: dict[str, int]
+    """Records by validation code."""
+
+
+def shapes_world_recipe(world: Path, split: str) -> BuildRecipe:
+    """The files of a rendered shapes world."""
+    world = Path(world).resolve()
+    at = lambda name: str(world / name)  # noqa: E731
+    return BuildRecipe(
+        split=split,
+        image_root=str(world / "images"),
+        folder=split,
+        instances=at(f"annotations/instances_{split}.json"),
+        entries=(
+            SourceEntry("coco_instances", at(f"annotations/instances_{split}.json")),
+            SourceEntry("coco_captions", at(f"annotations/captions_{split}.json")),
+            SourceEntry("expressions", at(f"refs/refs_{split}.jsonl")),
+            SourceEntry("vqa", at(f"vqa/vqa_{split}.jsonl")),
+            SourceEntry("interactive", at(f"interactive/coco_interactive_{split}.json")),
+            SourceEntry("flickr_boxes", at(f"gcg/flickr_boxes_{split}.jsonl")),
+            SourceEntry("open_psg", at(f"gcg/open_psg_{split}.json")),
+        ),
+    )
+
+
+def coco_recipe(root: Path, split: str) -> BuildRecipe:
+    """COCO as published: annotations/instances_{split}2017.json, captions, and the pictures."""
+    root = Path(root).resolve()
+    instances = str(root / f"annotations/instances_{split}2017.json")
+    return BuildRecipe(
+        split=split,
+        image_root=str(root),
+        folder=f"{split}2017",
+        instances=instances,
+        entries=(
+            SourceEntry("coco_instances", instances),
+            SourceEntry("coco_captions", str(root / f"annotations/captions_{split}2017.json")),
+        ),
+    )
+
+
+def refcoco_recipe(root: Path, split: str) -> BuildRecipe:
+    """RefCOCO rows as {split}.jsonl beside train2014/ and COCO's 2014 instances."""
+    root = Path(root).resolve()
+    return BuildRecipe(
+        split=split,
+        image_root=str(root),
+        folder="train2014",
+        instances=str(root / "annotations/instances_train2014.json"),
+        entries=(SourceEntry("expressions", str(root / f"{split}.jsonl")),),
+    )
+
+
+def _converters(recipe: BuildRecipe) -> Iterator[tuple[SourceEntry, Converter]]:
+    content = read_json(Path(recipe.instances), keys=("images", "categories"))
+    sizes = {row["file_name"]: (row["width"], row["height"]) for row in content["images"]}
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    families: dict[str, Callable[..., Iterator[Dialog]]] = {
+        "coco_instances": coco.instances,
+        "coco_captions": coco.captions,
+        "expressions": refcoco.expressions,
+        "vqa": partial(vqa.questions, sizes=sizes),
+        "interactive": partial(interactive.regions, categories=names),
+        "flickr_boxes": partial(grounded.flickr_boxes, sizes=sizes),
+        "open_psg": grounded.open_psg,
+    }
+    for entry in recipe.entries:
+        if entry.family not in families:
+            raise SourceError(f"unknown source family {entry.family!r}; known: {sorted(families)}")
+        convert = partial(
+            families[entry.family], Path(entry.file), recipe.split, recipe.folder, **entry.options
+        )
+        yield entry, _with_drops(convert)
+
+
+def _with_drops(convert: Callable[..., Iterator[Dialog]]) -> Converter:
+    return lambda drops: convert(drops=drops)
+
+
+def build(
+    recipe: BuildRecipe,
+    out: Path,
+    *,
+    limit: int | None = None,
+    workers: int = 2,
+    progress: bool = True,
+) -> BuildReport:
+    """Converts, validates and writes every source of a recipe; equal finished work is kept.
+
+    Args:
+      limit: dialogues a source, for a first look.
+
+    Raises:
+      SourceError: a native file is missing or of another kind, or nothing survived.
+    """
+    out, key = Path(out), f"{recipe.hash}-{limit}"
+    if (out / "manifest.json").is_file():
+        manifest = read_manifest(out)
+        if manifest.get("recipe") == key:
+            print(f"{out}: built already")
+            return BuildReport(manifest["counts"], manifest["dropped"])
+    drops, good = Drops(), _Pictures(Path(recipe.image_root), workers)
+    stores: dict[str, list[ShardInfo]] = {}
+    counts: Counter[str] = Counter()
+    uids: set[str] = set()
+    for entry, convert in _converters(recipe):
+        dialogs = list(islice(_unique(convert(drops), uids, drops), limit))
+        note = f"{recipe.split}: {entry.family}"
+        shown = track(dialogs, description=note, disable=not progress)
+        kept = _checked(shown, good, drops)
+        stem = f"dialog-{entry.family}"
+        with ShardWriter(out, stem) as writer:
+            for dialog in kept:
+                writer.write(encode(dialog))
+                counts[dialog.task_id] += 1
+        stores[stem] = writer.shards
+    if not counts:
+        raise SourceError(f"{out}: no record survived; first problems: {drops.lines[:3]}")
+    dropped = dict(drops.counts)
+    write_manifest(
+        out,
+        stores=stores,
+        image_root=recipe.image_root,
+        counts=dict(sorted(counts.items())),
+        extra={"recipe": key, "dropped": dropped},
+    )
+    _write_report(out, counts, drops)
+    if progress:
+        _show(out, counts, drops)
+    return BuildReport(dict(counts), dropped)
+
+
+def _unique(dialogs: Iterator[Dialog], uids: set[str], drops: Drops) -> Iterator[Dialog]:
+    for dialog in dialogs:
+        if dialog.uid in uids:
+            drops.add("V01", dialog.uid, "this uid occurs twice; native ids must be unique")
+            continue
+        uids.add(dialog.uid)
+        yield dialog
+
+
+class _Pictures:
+    """Decodes every picture once and remembers which ones are unusable."""
+
+    def __init__(self, root: Path, workers: int):
+        self.root, self.workers = root, workers
+        self._bad: dict[str, str] = {}
+        self._seen: set[str] = set()
+
+    def problem(self, dialog: Dialog) -> str | None:
+        """Why the picture of a dialogue cannot be used, or None."""
+        image = dialog.image
+        if image is None:
+            return None
+        if image.path not in self._seen:
+            self._seen.add(image.path)
+            try:
+                load_image(image, self.root)
+            except ImageError as error:
+                self._bad[image.path] = str(error)
+        return self._bad.get(image.path)
+
+
+def _checked(dialogs: Iterable[Dialog], pictures: _Pictures, drops: Drops) -> Iterator[Dialog]:
+    for dialog in dialogs:
+        if message := pictures.problem(dialog):
+            drops.add("V02", dialog.uid, message)
+            continue
+        fixed = repair(dialog)
+        if errors := [f for f in validate(fixed) if f.level == "E"]:
+            drops.add(errors[0].code, dialog.uid, errors[0].message)
+            continue
+        yield fixed
+
+
+def _write_report(out: Path, counts: Counter[str], drops: Drops) -> None:
+    content = {
+        "counts": dict(counts),
+        "dropped": dict(drops.counts),
+        "lines": drops.lines,
+    }
+    temporary = out / ".build_report.tmp"
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(temporary, out / "build_report.json")
+
+
+def _show(out: Path, counts: Counter[str], drops: Drops) -> None:
+    table = Table("task", "dialogues", title=str(out))
+    for task, number in sorted(counts.items()):
+        table.add_row(task, str(number))
+    for code, number in sorted(drops.counts.items()):
+        table.add_row(f"dropped {code}", str(number))
+    Console().print(table)

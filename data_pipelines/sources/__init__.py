@@ -1,0 +1,1 @@
+"""Converters from native annotation files to Dialog records, one module a family."""

@@ -1,0 +1,90 @@
+"""COCO-interactive (PSALM layout): regions drawn by hand to boxes, masks and names."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.records import Dialog, MediaRef, Prompt, PromptKind, Region, Span, Turn
+from data_pipelines.sources.base import (
+    Drops,
+    RecordError,
+    box_of,
+    clean_name,
+    mask_of,
+    need,
+    read_json,
+)
+from data_pipelines.sources.base import region as annotated_region
+from data_pipelines.tasks import TASKS
+
+
+def regions(
+    path: Path, split: str, folder: str, drops: Drops, categories: dict[int, str]
+) -> Iterator[Dialog]:
+    """T21, T22, T08 and T09 of every annotation, one dialogue for each kind the task allows."""
+    for item in read_json(path):
+        for annotation in item.get("anns", []):
+            where = f"{path}, annotation {annotation.get('id')}"
+            try:
+                yield from _dialogs(item, annotation, split, folder, categories)
+            except RecordError as error:
+                drops.add(error.code, where, str(error))
+
+
+def _dialogs(
+    item: dict[str, Any],
+    annotation: dict[str, Any],
+    split: str,
+    folder: str,
+    categories: dict[int, str],
+) -> Iterator[Dialog]:
+    name, info = need(item, "image", "image_info")
+    width, height = need(info, "width", "height")
+    image = MediaRef(path=f"{folder}/{name}" if folder else name, width=width, height=height)
+    if (category := categories.get(annotation.get("category_id", -1))) is None:
+        raise RecordError(
+            "V01", f"unknown category id {annotation.get('category_id')}; use COCO's categories"
+        )
+    target = annotated_region(annotation, image, clean_name(category))
+    for task in ("T21", "T22", "T08", "T09"):
+        for kind in _kinds(task, annotation["id"], split):
+            prompt = _prompt(annotation, kind, image)
+            yield Dialog(
+                uid=f"interactive/{split}/{annotation['id']}/{task}-{kind.name.lower()}",
+                source="interactive",
+                split=split,
+                task_id=task,
+                image=image,
+                regions=[target, prompt] if TASKS[task].unit else [prompt],
+                turns=[_turn(task, kind, category)],
+                provenance={"image_id": item.get("image_id", 0), "ann_id": annotation["id"]},
+            )
+
+
+def _kinds(task: str, number: int, split: str) -> tuple[PromptKind, ...]:
+    """Prompt kinds an annotation is shown with: one in training, in turn, and all in evaluation."""
+    kinds = TASKS[task].prompts
+    return (kinds[number % len(kinds)],) if split == "train" else kinds
+
+
+def _prompt(annotation: dict[str, Any], kind: PromptKind, image: MediaRef) -> Region:
+    (drawn,) = need(annotation, f"{kind.name.lower()}_visual_prompt_mask")
+    mask = mask_of(drawn, image, kind.name.lower())
+    box = box_of(mask)
+    point = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) if kind is PromptKind.POINT else None
+    return Region(box=box, point=point, mask=mask)
+
+
+def _turn(task: str, kind: PromptKind, category: str) -> Turn:
+    spec = TASKS[task]
+    if not spec.unit:
+        prompts = [Prompt(region=0, kind=kind)]
+        return Turn(task_name=spec.command, bank=spec.bank, answer=category, prompts=prompts)
+    span = Span(start=0, end=len(category), unit=spec.unit, targets=[0])
+    return Turn(
+        task_name=spec.command,
+        bank=spec.bank,
+        answer=f"{category}.",
+        prompts=[Prompt(region=1, kind=kind)],
+        spans=[span],
+    )

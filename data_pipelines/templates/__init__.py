@@ -1,0 +1,70 @@
+"""Question templates: one bank a task, two registers, our own wording.
+
+The `ref` register asks for references, the `coord` register for coordinates written as text. Slots are
+`{expr}`, `{question}` and `{region}`; the last becomes the region marker.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from refvlm_jax.trp.tokens import PROMPT_SLOT
+
+_FOLDER = Path(__file__).parent
+_SLOT = re.compile(r"\{(\w+)\}")
+REGISTERS = ("ref", "coord")
+
+
+def banks() -> list[str]:
+    """Names of all banks."""
+    return sorted(path.stem for path in _FOLDER.glob("*.txt") if "." not in path.stem)
+
+
+@functools.cache
+def sentences(bank: str, register: str = "ref") -> tuple[str, ...]:
+    """The templates of a bank; a bank without its own `coord` sentences uses `ref` for both.
+
+    Raises:
+      ValueError: unknown bank or register.
+    """
+    if register not in REGISTERS:
+        raise ValueError(f"template register {register!r}: expected one of {REGISTERS}")
+    if bank not in banks():
+        close = difflib.get_close_matches(bank, banks(), 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"no template bank {bank!r}{hint}")
+    own = _FOLDER / f"{bank}.coord.txt"
+    path = own if register == "coord" and own.is_file() else _FOLDER / f"{bank}.txt"
+    return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def render(
+    bank: str,
+    slots: Mapping[str, str],
+    *,
+    register: str = "ref",
+    rng: np.random.Generator | None = None,
+    index: int | None = None,
+) -> str:
+    """A question: template `index`, one drawn by `rng`, or the first.
+
+    Slot values are free text and never interpreted, braces included.
+
+    Raises:
+      ValueError: unknown bank, or a slot of the template without a value.
+    """
+    choices = sentences(bank, register)
+    if index is None:
+        index = 0 if rng is None else int(rng.integers(len(choices)))
+    values = {"region": PROMPT_SLOT, **slots}
+
+    def fill(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise ValueError(f"template bank {bank!r} needs a value for {{{match[1]}}}")
+        return values[match[1]]
+
+    return _SLOT.sub(fill, choices[index % len(choices)])

@@ -1,0 +1,66 @@
+"""What training and evaluation share on the data's side: loader, tokenizer, rendering options."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from data_pipelines.encode import EncodeOptions
+from data_pipelines.loader import Loader, LoaderConfig, make_loader
+from data_pipelines.plan import build_plan
+from data_pipelines.shards import DialogStore, read_manifest
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from refvlm_jax.cli.run import batch_spec
+from refvlm_jax.config.schema import DataConfig, RunConfig
+
+
+def encode_options(config: RunConfig, **changes: object) -> EncodeOptions:
+    """How dialogues become rows under this configuration."""
+    options = EncodeOptions(
+        spec=batch_spec(config), register=config.data.register, plan=config.data.plan_block
+    )
+    return replace(options, **changes)  # type: ignore[arg-type]
+
+
+def tokenizer_of(config: RunConfig) -> Tokenizer:
+    """The run's tokenizer; ValueError when the model's vocabulary cannot hold it."""
+    tokenizer = load_tokenizer(config.data.tokenizer or None)
+    if tokenizer.vocab_size > config.model.llama.vocab_size:
+        raise ValueError(
+            f"model.llama.vocab_size is {config.model.llama.vocab_size}, but the tokenizer has "
+            f"{tokenizer.vocab_size} tokens; raise it to at least that"
+        )
+    return tokenizer
+
+
+def train_batches(config: RunConfig, start_step: int) -> Loader:
+    """This process's rows of every global batch from `start_step` on."""
+    root = Path(config.data.path)
+    store = DialogStore(root)
+    plan = build_plan(
+        store, weights=config.data.weights, merge=config.data.merge, seed=config.data.seed
+    )
+    return make_loader(
+        plan,
+        store,
+        tokenizer_of(config),
+        Path(read_manifest(root)["image_root"]),
+        encode_options(config),
+        LoaderConfig(
+            batch_size=config.data.batch_size,
+            seed=config.data.seed,
+            workers=config.data.workers,
+            threads=config.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            start_step=start_step,
+        ),
+    )
+
+
+def check_data(config: DataConfig) -> None:
+    """ValueError when the data folder of a run is missing."""
+    if not (Path(config.path) / "manifest.json").is_file():
+        raise ValueError(
+            f"data.path={config.path!r} holds no manifest.json; run `refvlm data build`"
+        )

@@ -1,0 +1,109 @@
+"""Prediction and truth records: what evaluation exchanges between the device and the scorers.
+
+Coordinates are pixels of the original picture, float, unrounded and not clipped; boxes are
+x1, y1, x2, y2. Masks are compressed COCO run-length strings with their size [height, width].
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Box = tuple[float, float, float, float]
+Rle = dict[str, Any]
+"""{"size": [height, width], "counts": compressed string}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One decoded or annotated object."""
+
+    box: Box | None = None
+    rle: Rle | None = None
+    score: float = 1.0
+    """Ranking confidence; 1 for truth."""
+    score_parts: dict[str, float] = field(default_factory=dict)
+    """What the score was made of (phrase, ref, decoder), kept for later calibration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triplet:
+    """A phrase of the answer, its unit, and the objects it refers to."""
+
+    phrase: str
+    unit: str
+    """box, mask, ...; empty when the answer names none."""
+    char_span: tuple[int, int]
+    """Range of the phrase in the plain answer, in code points."""
+    instances: list[Instance] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer of a model to one question."""
+
+    uid: str
+    task_id: str
+    image: str
+    """Path relative to the image root."""
+    width: int
+    height: int
+    raw: str
+    """The answer with tags, enough to score everything about the text again."""
+    plain: str
+    """The answer without planning block, tags and groups."""
+    finish: str
+    """eos, or length when the answer was cut."""
+    n_tokens: int
+    plan: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of the planning block: name, unit, num."""
+    triplets: list[Triplet] = field(default_factory=list)
+    prompt: str = ""
+    turn: int = 0
+    template_id: int = 0
+    model: str = ""
+    """Hash of the checkpoint."""
+    gen: dict[str, Any] = field(default_factory=dict)
+    """Generation settings."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """A question with its ground truth."""
+
+    uid: str
+    task_id: str
+    image: str
+    """Path relative to the image root."""
+    width: int
+    height: int
+    question: str
+    answer: str
+    """Plain text."""
+    raw: str
+    """The answer rendered with tags."""
+    references: list[str] = field(default_factory=list)
+    """Every acceptable text; empty means `answer` alone."""
+    triplets: list[Triplet] = field(default_factory=list)
+    ignore: list[Instance] = field(default_factory=list)
+    """Crowd regions: what is found inside them counts neither for nor against."""
+    image_id: int = 0
+
+    @property
+    def texts(self) -> list[str]:
+        """The acceptable texts, at least one."""
+        return self.references or [self.answer]
+
+
+def first_box(record: Prediction | Truth) -> Box | None:
+    """The first box of a record in text order."""
+    return next((i.box for i in instances(record) if i.box is not None), None)
+
+
+def first_mask(record: Prediction | Truth) -> Rle | None:
+    """The first mask of a record in text order."""
+    return next((i.rle for i in instances(record) if i.rle is not None), None)
+
+
+def instances(record: Prediction | Truth) -> list[Instance]:
+    """All objects of a record in text order."""
+    return [instance for triplet in record.triplets for instance in triplet.instances]
