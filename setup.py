@@ -47,7 +47,10 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["refvlm_jax*", "data_pipelines*", "configs*"]),
-    package_data={"data_pipelines": ["assets/**/*"], "refvlm_jax": ["py.typed", "**/*.html"]},
+    package_data={
+        "data_pipelines": ["assets/**/*", "templates/*.txt"],
+        "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2"],
+    },
     install_requires=REQUIRES,
     extras_require={"dev": DEV, "tpu": ["jax[tpu]"], "gpu": ["jax[cuda12]"]},
     entry_points={"console_scripts": ["refvlm=refvlm_jax.cli.main:main"]},

@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         kv_heads=3,
         head_dim=32,
         mlp_dim=256,
-        tie_embeddings=True,
+        embedding_init=0.4,
         remat="none",
     )
     config.model.box = dict(
@@ -65,20 +65,20 @@ def get_config() -> ConfigDict:
         # REC and RES carry the headline metrics; detection and grounded captions teach the same
         # localisation with several references a row.
         weights={
-            "T01": 0.5,
+            "T01": 0.3,
             "T03": 2.0,
-            "T06": 0.3,
-            "T07": 0.3,
-            "T08": 0.3,
-            "T09": 0.3,
-            "T13": 1.0,
+            "T06": 0.2,
+            "T07": 0.2,
+            "T08": 0.2,
+            "T09": 0.2,
+            "T13": 1.5,
             "T14": 1.0,
-            "T17": 3.0,
-            "T18": 2.5,
-            "T19": 0.8,
-            "T20": 0.8,
-            "T21": 0.5,
-            "T22": 0.5,
+            "T17": 2.5,
+            "T18": 2.0,
+            "T19": 1.5,
+            "T20": 1.0,
+            "T21": 0.4,
+            "T22": 0.4,
         },
     )
     config.optim = dict(

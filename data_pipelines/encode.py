@@ -1,178 +1,30 @@
-"""From dialogues to a row of the static batch.
+"""From dialogues to a row of the static batch (`refvlm_jax.batch.Batch` without the batch axis).
 
-A row is one conversation about one picture: `<s>` prompt answer `</s>` separator, turn after turn. The
-picture and every region prompt are expanded in place; each `<REF>` gets an entry in the reference table.
+A row is one conversation about at most one picture: begin token, prompt, answer, end token, then a
+separator before the next turn. Only answers and their end tokens are supervised.
 """
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from data_pipelines import templates
-from data_pipelines.images import load_image, to_square
-from data_pipelines.rasterise import prompt_mask, target_mask
-from data_pipelines.records import Dialog, Prompt, Region, Turn
+from data_pipelines.options import EncodeError, EncodeOptions
+from data_pipelines.records import Dialog, MediaRef, Turn
+from data_pipelines.rows import Draft, Row, fill
+from data_pipelines.squares import SquareReader
 from data_pipelines.tokenizer import Tokenizer
-from refvlm_jax.batch import BatchSpec, empty_row
-from refvlm_jax.geometry import PaddedSquare
-from refvlm_jax.trp.coords import render_answer_coords
-from refvlm_jax.trp.prompt import TURN_SEPARATOR, split_slots, turn_prompt
-from refvlm_jax.trp.render import render_answer
-from refvlm_jax.trp.spans import TextSpan, closing_order
-from refvlm_jax.trp.tokens import IGNORE_ID, IMAGE_SLOT, PROMPT_SLOT, REF, Unit
+from data_pipelines.turns import (
+    EncodedAnswer,
+    EncodedPrompt,
+    TurnEncoder,
+    cut_positions,
+    cut_turn,
+)
 
-Row = dict[str, np.ndarray]
-
-
-class EncodeError(ValueError):
-    """A dialogue cannot become a row; the message names it."""
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """How dialogues are rendered."""
-
-    spec: BatchSpec
-    register: Literal["ref", "coord"] = "ref"
-    """`<REF>` tokens for unit decoders, or coordinates written as text."""
-    plan: bool = True
-    """Answers open with the plan block."""
-    fixed_template: bool = False
-    """Always the first question template, as evaluation asks."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One `<REF>` of a draft."""
-
-    region: int
-    unit: Unit
-    group: int
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A row while turns are appended to it; appending gives a new draft."""
-
-    tokens: tuple[int, ...] = ()
-    labels: tuple[int, ...] = ()
-    visual: tuple[int, ...] = ()
-    """`Batch.visual_index` of every position so far."""
-    prompts: tuple[Prompt, ...] = ()
-    refs: tuple[Reference, ...] = ()
-
-    def text(self, ids: Sequence[int], *, supervised: bool = False) -> "Draft":
-        """With text tokens appended."""
-        labels = tuple(ids) if supervised else (IGNORE_ID,) * len(ids)
-        return replace(
-            self,
-            tokens=self.tokens + tuple(ids),
-            labels=self.labels + labels,
-            visual=self.visual + (-1,) * len(ids),
-        )
-
-    def expand(self, first: int, count: int) -> "Draft":
-        """With `count` visual tokens appended, starting at index `first` of the row's."""
-        return replace(
-            self,
-            tokens=self.tokens + (0,) * count,
-            labels=self.labels + (IGNORE_ID,) * count,
-            visual=self.visual + tuple(range(first, first + count)),
-        )
-
-
-@dataclass
-class _Writer:
-    """Appends turns about one picture to drafts."""
-
-    tokenizer: Tokenizer
-    options: EncodeOptions
-    regions: Sequence[Region]
-    square: PaddedSquare | None
-    rng: np.random.Generator | None = None
-    questions: dict[int, str] = field(default_factory=dict)
-    """Rendered questions by turn, so that a shortened turn keeps its question."""
-
-    def append(self, draft: Draft, turn: Turn, number: int, *, answer: bool = True) -> Draft | None:
-        """The draft with one more turn, or None when it exceeds the row's sizes."""
-        new = self._ask(draft, turn, number)
-        if answer:
-            new = self._answer(new, turn)
-        spec = self.options.spec
-        masks = sum(self.has_mask(ref) for ref in new.refs)
-        fits = (
-            len(new.tokens) <= spec.seq_len
-            and len(new.prompts) <= spec.prompts
-            and len(new.refs) <= spec.refs
-            and masks <= spec.mask_refs
-        )
-        return new if fits else None
-
-    def has_mask(self, ref: Reference) -> bool:
-        """Whether the reference has a mask to learn from."""
-        region = self.regions[ref.region]
-        return ref.unit is Unit.MASK and region.mask is not None and not region.no_mask_loss
-
-    def _ask(self, draft: Draft, turn: Turn, number: int) -> Draft:
-        question = self.questions.setdefault(number, self._question(turn))
-        first, spec = number == 0, self.options.spec
-        image = first and self.square is not None
-        text = turn_prompt(turn.task_name, question, first=first, image=image)
-        pieces = split_slots(text)
-        if pieces.count(PROMPT_SLOT) != len(turn.prompts):
-            raise EncodeError(
-                f"question {question!r} has {pieces.count(PROMPT_SLOT)} region slots for "
-                f"{len(turn.prompts)} prompts; they must agree"
-            )
-        draft, shown = draft.text([self.tokenizer.bos_id]), iter(turn.prompts)
-        for piece in pieces:
-            if piece == IMAGE_SLOT:
-                draft = draft.expand(0, spec.image_tokens)
-            elif piece == PROMPT_SLOT:
-                place = spec.images * spec.image_tokens + len(draft.prompts) * spec.prompt_tokens
-                draft = draft.expand(place, spec.prompt_tokens)
-                draft = replace(draft, prompts=(*draft.prompts, next(shown)))
-            else:
-                draft = draft.text(self.tokenizer.encode(piece))
-        return draft
-
-    def _question(self, turn: Turn) -> str:
-        if turn.literal:
-            return turn.literal
-        rng = None if self.options.fixed_template else self.rng
-        return templates.render(turn.bank, turn.slots, register=self.options.register, rng=rng)
-
-    def _answer(self, draft: Draft, turn: Turn) -> Draft:
-        spans = [TextSpan(s.start, s.end, s.unit, len(s.targets)) for s in turn.spans]
-        if self.options.register == "coord":
-            text = render_answer_coords(
-                turn.answer, spans, [self._boxes(s.targets) for s in turn.spans]
-            )
-        else:
-            text = render_answer(turn.answer, spans, plan=self.options.plan).text
-            draft = self._refer(draft, turn, closing_order(spans))
-        ids = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
-        draft = draft.text(ids, supervised=turn.supervise)
-        return draft.text(self.tokenizer.encode(TURN_SEPARATOR))
-
-    def _refer(self, draft: Draft, turn: Turn, order: Sequence[int]) -> Draft:
-        group = draft.refs[-1].group + 1 if draft.refs else 0
-        new = [
-            Reference(target, turn.spans[index].unit, group + step)
-            for step, index in enumerate(order)
-            for target in turn.spans[index].targets
-        ]
-        return replace(draft, refs=(*draft.refs, *new))
-
-    def _boxes(self, targets: Sequence[int]) -> list[list[float]]:
-        """Boxes [n, 4] x1, y1, x2, y2 as fractions of the padded square."""
-        assert self.square is not None
-        boxes = np.array([self.regions[t].box for t in targets], np.float64)
-        offset = np.array([self.square.offset_x, self.square.offset_y] * 2)
-        return ((boxes + offset) / self.square.side).tolist()
+__all__ = ["EncodeError", "EncodeOptions", "Row", "encode_prompt", "encode_row"]
 
 
 def encode_row(
@@ -181,125 +33,131 @@ def encode_row(
     tokenizer: Tokenizer,
     options: EncodeOptions,
     rng: np.random.Generator | None,
+    *,
+    squares: SquareReader | None = None,
+    counts: Counter[str] | None = None,
 ) -> Row:
-    """One training row from dialogues about the same picture, merged into one conversation.
+    """A training row: dialogues about one picture merged into one conversation.
 
-    Whole trailing turns that do not fit are left out. A first turn that alone is too long loses its
-    last groups; its plan is rendered again, so that counts stay true.
+    The first turn carries preamble and picture. Trailing turns that exceed a size of the row are
+    left out whole. A first turn that is too long alone is cut between its groups, its plan written
+    again so that counts stay true; an answer without groups is cut inside its text, and its end
+    token is then not supervised, since it does not end there.
+
+    Args:
+      dialogs: one or more.
+      image_root: folder of the pictures.
+      tokenizer: text to ids.
+      options: rendering and sizes.
+      rng: chooses question templates; None takes the first of each.
+      squares: reads (and may keep) decoded pictures; None reads from `image_root`.
+      counts: receives what was lost: `turns_dropped`, `answers_cut`, `refs_cut`,
+        `masks_without_slot` (text is learned, pixels are not), `masks_vanished` (smaller than a
+        cell of the mask grid).
 
     Raises:
-      EncodeError: not even the question fits, or an answer without groups is too long.
+      EncodeError: different pictures, a bad record, or a first question that does not fit.
       ImageError: the picture cannot be read.
     """
-    turns, regions = merge(dialogs)
-    writer = _Writer(tokenizer, options, regions, _square(dialogs[0]), rng)
-    draft = Draft()
-    for number, turn in enumerate(turns):
-        longer = writer.append(draft, turn, number)
-        if longer is None:
-            break
-        draft = longer
-    if not draft.tokens:
-        draft = _shortened(writer, turns[0], dialogs[0].uid)
-    return _fill(writer, draft, dialogs[0], image_root)
+    counts = Counter() if counts is None else counts
+    turns = [(dialog, turn) for dialog in dialogs for turn in dialog.turns]
+    image = _common_picture(dialogs)
+    encoder, draft = TurnEncoder(tokenizer, options, rng), Draft(options.spec)
+    for number, (dialog, turn) in enumerate(turns):
+        prompt, answer = _encode_turn(encoder, draft, dialog, turn, first=number == 0)
+        if not draft.fits(prompt, answer):
+            if number:
+                counts["turns_dropped"] += len(turns) - number
+                break
+            answer = _shortened(encoder, draft, prompt, dialog, turn, counts)
+        draft.append(prompt, answer, supervise=turn.supervise)
+    squares = squares or SquareReader(image_root, options.spec.image_size)
+    return fill(draft, image, squares, dialogs[0].uid, counts)
 
 
 def encode_prompt(
-    dialog: Dialog, turn: int, image_root: Path, tokenizer: Tokenizer, options: EncodeOptions
+    dialog: Dialog,
+    turn_index: int,
+    image_root: Path,
+    tokenizer: Tokenizer,
+    options: EncodeOptions,
+    *,
+    squares: SquareReader | None = None,
 ) -> Row:
-    """The row that asks turn `turn`: history with its answers, then the question, no answer."""
-    options = replace(options, fixed_template=True)
-    writer = _Writer(tokenizer, options, dialog.regions, _square(dialog))
-    draft = Draft()
-    for number, asked in enumerate(dialog.turns[: turn + 1]):
-        longer = writer.append(draft, asked, number, answer=number < turn)
-        if longer is None:
+    """The row that asks turn `turn_index`: earlier turns with their answers, then the question.
+
+    Questions use the first template of their bank. Nothing is supervised or referred to.
+
+    Raises:
+      EncodeError: a bad record, or history and question do not fit.
+      ImageError: the picture cannot be read.
+    """
+    encoder, draft = TurnEncoder(tokenizer, options, None), Draft(options.spec)
+    for number, turn in enumerate(dialog.turns[: turn_index + 1]):
+        prompt, answer = _encode_turn(encoder, draft, dialog, turn, first=number == 0)
+        answer = EncodedAnswer([] if number == turn_index else answer.tokens, [])
+        if not draft.fits(prompt, answer):
             raise EncodeError(
-                f"{dialog.uid}: the question of turn {turn} does not fit into "
-                f"{options.spec.seq_len} positions; raise data.seq_len"
+                f"{dialog.uid}: the question of turn {turn_index} with its history exceeds "
+                f"{draft.limits}; raise data.seq_len or data.prompts"
             )
-        draft = longer
-    row = _fill(writer, draft, dialog, image_root)
-    row["labels"][:] = IGNORE_ID
-    return row
+        draft.append(prompt, answer, supervise=False)
+    squares = squares or SquareReader(image_root, options.spec.image_size)
+    return fill(draft, dialog.image, squares, dialog.uid, Counter())
 
 
-def merge(dialogs: Sequence[Dialog]) -> tuple[list[Turn], list[Region]]:
-    """All turns in order, over one list of regions."""
-    turns: list[Turn] = []
-    regions: list[Region] = []
-    for dialog in dialogs:
-        shift = len(regions)
-        regions += dialog.regions
-        for turn in dialog.turns:
-            prompts = [replace(p, region=p.region + shift) for p in turn.prompts]
-            spans = [replace(s, targets=[t + shift for t in s.targets]) for s in turn.spans]
-            turns.append(replace(turn, prompts=prompts, spans=spans))
-    return turns, regions
+def _common_picture(dialogs: Sequence[Dialog]) -> MediaRef | None:
+    if not dialogs or not dialogs[0].turns:
+        raise EncodeError("a row needs at least one dialogue with a turn")
+    image = dialogs[0].image
+    for other in dialogs[1:]:
+        if image is None or other.image is None or other.image.path != image.path:
+            raise EncodeError(
+                f"{dialogs[0].uid} and {other.uid} show different pictures and cannot share a row"
+            )
+    return image
 
 
-def _square(dialog: Dialog) -> PaddedSquare | None:
-    if dialog.image is None:
-        return None
-    return PaddedSquare(dialog.image.width, dialog.image.height)
+def _encode_turn(
+    encoder: TurnEncoder, draft: Draft, dialog: Dialog, turn: Turn, *, first: bool
+) -> tuple[EncodedPrompt, EncodedAnswer]:
+    try:
+        prompt = encoder.prompt(dialog, turn, first=first, prompts_before=len(draft.prompts))
+        return prompt, encoder.answer(dialog, turn)
+    except EncodeError:
+        raise
+    except (ValueError, KeyError, IndexError) as error:
+        raise EncodeError(f"{dialog.uid}: {error}; correct or drop the record") from error
 
 
-def _shortened(writer: _Writer, turn: Turn, uid: str) -> Draft:
-    """The first turn cut before the first group that does not fit."""
-    spans = sorted(turn.spans, key=lambda s: (s.end, -s.start))
-    for keep in range(len(spans) - 1, 0, -1):
-        cut = replace(turn, answer=turn.answer[: spans[keep - 1].end], spans=spans[:keep])
-        draft = writer.append(Draft(), cut, 0)
-        if draft is not None:
-            return draft
-    raise EncodeError(
-        f"{uid}: the first turn does not fit into {writer.options.spec.seq_len} positions; raise "
-        "data.seq_len or drop the record"
+def _shortened(
+    encoder: TurnEncoder,
+    draft: Draft,
+    prompt: EncodedPrompt,
+    dialog: Dialog,
+    turn: Turn,
+    counts: Counter[str],
+) -> EncodedAnswer:
+    """The longest part of a first answer that fits."""
+    whole = encoder.answer(dialog, turn)
+    if not turn.spans:
+        room = draft.spec.seq_len - len(prompt.tokens) - 1
+        if room > 0 and draft.fits(prompt, EncodedAnswer(whole.tokens[:1], [])):
+            counts["answers_cut"] += 1
+            return EncodedAnswer([*whole.tokens[:room], whole.tokens[-1]], [], complete=False)
+    positions = cut_positions(turn)
+    # Longer cuts need more of everything, so those that fit come first.
+    fitting = bisect_right(
+        positions,
+        0,
+        key=lambda at: int(not draft.fits(prompt, encoder.answer(dialog, cut_turn(turn, at)))),
     )
-
-
-def _fill(writer: _Writer, draft: Draft, dialog: Dialog, image_root: Path) -> Row:
-    row = empty_row(writer.options.spec)
-    length = len(draft.tokens)
-    row["tokens"][:length] = draft.tokens
-    row["labels"][:length] = draft.labels
-    row["visual_index"][:length] = draft.visual
-    row["positions"][:length] = np.arange(length)
-    row["segment_ids"][:length] = 1
-    if dialog.image is None or writer.square is None:
-        return row
-    size = writer.options.spec.image_size
-    row["images"][0] = to_square(load_image(dialog.image, image_root), size)
-    row["image_valid"][0] = True
-    row["pixel_box"][0] = writer.square.pixel_box(size)
-    _fill_prompts(row, writer, draft)
-    _fill_references(row, writer, draft)
-    return row
-
-
-def _fill_prompts(row: Row, writer: _Writer, draft: Draft) -> None:
-    assert writer.square is not None
-    width, height = writer.square.width, writer.square.height
-    for slot, prompt in enumerate(draft.prompts):
-        region, size = writer.regions[prompt.region], writer.options.spec.image_size
-        row["prompt_masks"][slot] = prompt_mask(region, prompt.kind, width, height, size)
-        row["prompt_valid"][slot] = True
-
-
-def _fill_references(row: Row, writer: _Writer, draft: Draft) -> None:
-    assert writer.square is not None
-    places = np.flatnonzero(row["tokens"] == writer.tokenizer.id_of(REF))
-    assert len(places) == len(draft.refs), "every <REF> id has a reference and the reverse"
-    mask_slot = 0
-    for k, (place, ref) in enumerate(zip(places, draft.refs, strict=True)):
-        region = writer.regions[ref.region]
-        row["ref_pos"][k], row["ref_unit"][k], row["ref_group"][k] = place, ref.unit, ref.group
-        row["ref_valid"][k] = True
-        if ref.unit is Unit.BOX and region.box is not None:
-            row["boxes"][k] = writer.square.boxes_to_model(np.asarray(region.box))
-        elif writer.has_mask(ref):
-            assert region.mask is not None
-            size = (writer.square.width, writer.square.height, writer.options.spec.mask_size)
-            row["masks"][mask_slot] = target_mask(region.mask, *size)
-            row["mask_slot"][k] = mask_slot
-            mask_slot += 1
+    if not fitting or not turn.answer[: positions[fitting - 1]].strip():
+        raise EncodeError(
+            f"{dialog.uid}: the first turn exceeds {draft.limits}; raise data.seq_len, "
+            "data.prompts or data.refs, or drop the record"
+        )
+    answer = encoder.answer(dialog, cut_turn(turn, positions[fitting - 1]))
+    counts["answers_cut"] += 1
+    counts["refs_cut"] += len(whole.refs) - len(answer.refs)
+    return answer

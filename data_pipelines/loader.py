@@ -1,75 +1,88 @@
-"""The grain loader: global row number to batches, identical for any number of hosts and workers.
+"""The loader: the global sample stream as batches, the same for any number of hosts and workers.
 
-The whole data state is one integer, the step. Row j of step s on host h of H is global row
-s * B + h * B / H + j; everything random about it is keyed by (seed, global row).
+The only data state is the step. Row j of step s on host h of H is global row
+s * B + h * B / H + j, and everything random about a row is keyed by (seed, global row).
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import SupportsIndex
 
 import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.encode import EncodeError, EncodeOptions, Row, encode_row
-from data_pipelines.images import ImageError
+from data_pipelines.encode import EncodeOptions, Row, encode_row
+from data_pipelines.permute import mix
 from data_pipelines.plan import Plan
-from data_pipelines.shards import DialogStore, ShardError
+from data_pipelines.shards import DialogStore
+from data_pipelines.squares import SquareReader
 from data_pipelines.tokenizer import Tokenizer
 from refvlm_jax.batch import Batch
 
 _LOG = logging.getLogger(__name__)
-_ATTEMPTS = 8
-# Replacement rows are drawn far from all real ones: 2^40 rows are never reached.
-_REPLACEMENT = 1 << 40
-_ENDLESS = 1 << 40
+_ATTEMPTS = 16
+_REPLACEMENTS = 1 << 40  # replacement rows start here, where no run gets by counting
+_SAMPLE_IDS = 1 << 31  # `Batch.sample_id` is an int32
+_ENDLESS = 1 << 48
 
 
-@dataclass(frozen=True)
+class LoaderError(ValueError):
+    """The stream yields no usable row, or cannot be split over the processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """Which part of the stream this process reads, and with what."""
+    """Which rows of the stream this process reads, and with how many hands."""
 
     batch_size: int
     """Rows of the global batch."""
     seed: int = 0
+    """Key of everything random inside a row."""
     workers: int = 0
+    """Worker processes; 0 reads in threads of this process."""
     threads: int = 4
+    """Threads of this process, or of each worker."""
     process_index: int = 0
     process_count: int = 1
     start_step: int = 0
+    cache_bytes: int = 256 << 20
+    """Memory for decoded pictures in this process, or in each worker."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.batch_size % self.process_count:
+            raise LoaderError(
+                f"batch_size {self.batch_size} cannot be split evenly over {self.process_count} "
+                "processes; make data.batch_size a multiple of them"
+            )
 
     @property
     def local_rows(self) -> int:
-        """Rows of this process."""
-        if self.batch_size % self.process_count:
-            raise ValueError(
-                f"data.batch_size={self.batch_size} cannot be split over {self.process_count} "
-                "processes; choose a multiple"
-            )
+        """Rows of a batch that this process reads."""
         return self.batch_size // self.process_count
+
+    def global_row(self, local: int) -> int:
+        """Global row of the `local`-th row this process reads."""
+        step, row = divmod(local, self.local_rows)
+        start = (self.start_step + step) * self.batch_size
+        return start + self.process_index * self.local_rows + row
+
+
+@dataclass
+class RowReport:
+    """What happened while a row was made."""
+
+    drops: list[str] = field(default_factory=list)
+    """Why earlier candidates could not be used."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """What was cut off, see `encode.encode_row`."""
 
 
 class RowSource:
-    """Random access by the row number of this process, starting at its start step."""
-
-    def __init__(self, config: LoaderConfig):
-        self.config = config
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, index: int) -> int:
-        """Global row number."""
-        step, row = divmod(index, self.config.local_rows)
-        step += self.config.start_step
-        c = self.config
-        return step * c.batch_size + c.process_index * c.local_rows + row
-
-
-class RenderRow(grain.transforms.Map):
-    """Global row number -> arrays of one row."""
+    """Random access to the rows of this process; the source of the grain pipeline."""
 
     def __init__(
         self,
@@ -78,57 +91,105 @@ class RenderRow(grain.transforms.Map):
         tokenizer: Tokenizer,
         image_root: Path,
         options: EncodeOptions,
-        seed: int,
-    ):
-        self.plan, self.store, self.tokenizer = plan, store, tokenizer
-        self.image_root, self.options, self.seed = image_root, options, seed
+        config: LoaderConfig,
+    ) -> None:
+        self._plan, self._store, self._tokenizer = plan, store, tokenizer
+        self._options, self._config = options, config
+        self._squares = SquareReader(image_root, options.spec.image_size, config.cache_bytes)
 
-    def map(self, row: int) -> Row:
-        """Renders the row; one that cannot be rendered is replaced, said and never silent."""
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: SupportsIndex) -> int:
+        return self._config.global_row(index.__index__())
+
+    def __repr__(self) -> str:
+        return f"RowSource({self._config})"
+
+    def make(self, row: int) -> tuple[Row, RowReport]:
+        """The arrays of a global row; a row that cannot be made is replaced by another one.
+
+        Raises:
+          LoaderError: many replacements in a row cannot be made either.
+        """
+        report = RowReport()
         for attempt in range(_ATTEMPTS):
-            drawn = row if attempt == 0 else _REPLACEMENT + row * _ATTEMPTS + attempt
+            candidate = row if not attempt else self._replacement(row, attempt)
+            counts: Counter[str] = Counter()
             try:
-                records = self.plan.rows(drawn)
-                rng = np.random.default_rng([self.seed, drawn])
-                dialogs = [self.store[record] for record in records]
-                made = encode_row(dialogs, self.image_root, self.tokenizer, self.options, rng)
-            except (ImageError, EncodeError, ShardError) as error:
-                _LOG.warning("row %d dropped and replaced: %s", row, error)
+                arrays = self._encode(candidate, counts)
+            except ValueError as error:  # ImageError, EncodeError, ShardError name the culprit
+                report.drops.append(str(error))
                 continue
-            made["sample_id"] = np.asarray(row % (1 << 31), np.int32)
-            return made
-        raise ShardError(
-            f"row {row}: {_ATTEMPTS} draws in a row could not be read; see the messages above and "
-            "check data.path and the picture folder"
+            arrays["sample_id"] = np.asarray(row % _SAMPLE_IDS, np.int32)
+            report.counts = counts
+            return arrays, report
+        raise LoaderError(
+            f"row {row}: none of {_ATTEMPTS} candidates can be used, the last one because "
+            f"{report.drops[-1]}"
         )
 
-
-class Loader:
-    """An endless iterator of this process's batches; close it when done."""
-
-    def __init__(self, rows: grain.MapDataset, config: LoaderConfig):
-        batches = rows.batch(config.local_rows, drop_remainder=True)
-        options = grain.ReadOptions(
-            num_threads=config.threads, prefetch_buffer_size=max(4, 2 * config.threads)
+    def _encode(self, row: int, counts: Counter[str]) -> Row:
+        dialogs = [self._store[record] for record in self._plan.rows(row)]
+        rng = np.random.default_rng([self._config.seed, row])
+        return encode_row(
+            dialogs,
+            self._squares.root,
+            self._tokenizer,
+            self._options,
+            rng,
+            squares=self._squares,
+            counts=counts,
         )
-        dataset = batches.to_iter_dataset(options)
+
+    def _replacement(self, row: int, attempt: int) -> int:
+        return _REPLACEMENTS + mix(self._config.seed, row, attempt) % _REPLACEMENTS
+
+
+def _stack(rows: Sequence[tuple[Row, RowReport]]) -> tuple[Row, list[tuple[list[str], dict]]]:
+    arrays = {name: np.stack([row[name] for row, _ in rows]) for name in rows[0][0]}
+    return arrays, [(report.drops, dict(report.counts)) for _, report in rows]
+
+
+class Loader(Iterator[Batch]):
+    """Endless batches of NumPy arrays with the rows of this process; see `make_loader`."""
+
+    def __init__(self, source: RowSource, config: LoaderConfig) -> None:
+        self.drops: Counter[str] = Counter()
+        """Reason, naming the record -> rows replaced because of it, in the batches handed out."""
+        self.counts: Counter[str] = Counter()
+        """What `encode_row` cut off, in the batches handed out."""
+        self._step, self._config = config.start_step, config
+        rows = grain.MapDataset.source(source).map(source.make)
+        batches = rows.batch(config.local_rows, batch_fn=_stack)
+        # A batch holds megabytes: one waiting for each thread is enough.
+        ahead = max(1, config.threads)
+        data = batches.to_iter_dataset(grain.ReadOptions(config.threads, ahead))
         if config.workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
-            dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
-            )
-        self._iterator = iter(dataset)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
+            if not flags.FLAGS.is_parsed():  # grain hands absl's flags to its workers
+                flags.FLAGS.mark_as_parsed()
+            data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        self._batches = iter(data)
 
     def __next__(self) -> Batch:
-        return Batch.from_dict(next(self._iterator))
+        arrays, reports = next(self._batches)
+        for local, (drops, counts) in enumerate(reports):
+            self.counts.update(counts)
+            for reason in drops:
+                self._report(local, reason)
+        self._step += 1
+        return Batch.from_dict(arrays)
+
+    def _report(self, local: int, reason: str) -> None:
+        if reason not in self.drops:
+            rows = self._config.batch_size
+            row = self._step * rows + self._config.process_index * self._config.local_rows + local
+            _LOG.warning("row %d replaced: %s", row, reason)
+        self.drops[reason] += 1
 
     def close(self) -> None:
-        """Stops the reading threads and worker processes."""
-        if callable(close := getattr(self._iterator, "close", None)):
+        """Ends reading threads and worker processes."""
+        if callable(close := getattr(self._batches, "close", None)):
             close()
 
 
@@ -140,6 +201,9 @@ def make_loader(
     options: EncodeOptions,
     config: LoaderConfig,
 ) -> Loader:
-    """Opens the stream at `config.start_step`."""
-    render = RenderRow(plan, store, tokenizer, image_root, options, config.seed)
-    return Loader(grain.MapDataset.source(RowSource(config)).map(render), config)
+    """Opens the stream at `config.start_step`.
+
+    Concatenated over processes, its batches depend on the plan, the seed and the step only. Rows
+    that cannot be made are replaced, logged at their first occurrence and counted in `drops`.
+    """
+    return Loader(RowSource(plan, store, tokenizer, image_root, options, config), config)

@@ -1,124 +1,164 @@
-"""The sample plan: which dialogues make row g of the endless global stream, as a pure function.
+"""The global sample stream: which dialogues make up row number i, as a pure function of (seed, i).
 
-A row is one picture with up to `merge` of its dialogues. Rows of an epoch are a weighted draw by
-task followed by company from the same picture; every choice is keyed by (seed, row), so the stream
-needs no state but the row number.
+No state, no lists of the whole stream: any host can compute any row, whatever the number of hosts.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
 
 import numpy as np
 
-from data_pipelines.records import Dialog
+from data_pipelines.catalog import Catalog, load_catalog
+from data_pipelines.permute import mix, permuted
+from data_pipelines.shards import DialogStore
+
+_LOG = logging.getLogger(__name__)
+_BLOCK = 4096  # rows in which every pool has exactly its share
+_SCHEDULE, _SHUFFLE, _MERGE = 1, 2, 3  # keep the uses of one seed apart
 
 
-class Store(Protocol):
-    """Random access to dialogues."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Dialog: ...
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Index arrays over the records of a store."""
+    """An infinite stream of rows over the records of one store.
 
-    tasks: tuple[str, ...]
-    weights: np.ndarray
-    """float[tasks] probability of each task for the first dialogue of a row."""
-    members: tuple[np.ndarray, ...]
-    """int[n] records of each task."""
-    task: np.ndarray
-    """int[records] task of each record."""
-    picture: np.ndarray
-    """int[records] picture of each record."""
-    starts: np.ndarray
-    """int[pictures + 1] range of each picture in `by_picture`."""
-    by_picture: np.ndarray
-    """int[records] records sorted by picture."""
-    merge: int
+    Anchors are drawn from pools (one a weighted task, or a single one over everything), each pool
+    in a fresh permutation every time it is used up. An anchor then takes companions about the same
+    picture along.
+    """
+
     seed: int
+    merge: int
+    """Dialogues a row, at most."""
+    pools: tuple[np.ndarray, ...]
+    """Record numbers of each pool."""
+    shares: tuple[int, ...]
+    """Anchors of each pool in a block of rows."""
+    weight: np.ndarray
+    """float64[n] chance of a record to be taken along, relative to others of its picture."""
+    members: np.ndarray
+    """[n] record numbers sorted by picture."""
+    first: np.ndarray
+    """[pictures + 1] where each picture starts in `members`."""
+    picture: np.ndarray
+    """[n] picture number of every record."""
 
     def rows(self, index: int) -> list[int]:
-        """Records of row `index`, in conversation order."""
-        rng = np.random.default_rng([self.seed, index])
-        task = int(rng.choice(len(self.tasks), p=self.weights))
-        first = int(rng.choice(self.members[task]))
-        picture = self.picture[first]
-        company = self.by_picture[self.starts[picture] : self.starts[picture + 1]]
-        company = company[company != first]
-        extra = min(self.merge - 1, len(company))
-        if extra <= 0:
-            return [first]
-        odds = self.weights[self.task[company]] / self._sizes(company)
-        if odds.sum() == 0:
-            return [first]
-        extra = min(extra, int((odds > 0).sum()))
-        chosen = rng.choice(company, extra, replace=False, p=odds / odds.sum())
-        return [first, *map(int, chosen)]
+        """Record numbers of row `index` >= 0 in the order in which they are asked."""
+        anchor = self._anchor(index)
+        if self.merge == 1:
+            return [anchor]
+        rng = np.random.default_rng([self.seed, _MERGE, index])
+        chosen = [anchor, *self._companions(anchor, rng)]
+        return [chosen[k] for k in rng.permutation(len(chosen))]
 
-    def _sizes(self, records: np.ndarray) -> np.ndarray:
-        """How many of these records share each one's task, so that weights act per task."""
-        tasks = self.task[records]
-        return np.bincount(tasks, minlength=len(self.tasks))[tasks]
+    def _anchor(self, index: int) -> int:
+        block, offset = divmod(index, sum(self.shares))
+        schedule, rank = _block_schedule(self.seed, block, self.shares)
+        pool = int(schedule[offset])
+        position = block * self.shares[pool] + int(rank[offset])
+        epoch, place = divmod(position, len(self.pools[pool]))
+        key = mix(self.seed, _SHUFFLE, pool, epoch)
+        return int(self.pools[pool][permuted(place, len(self.pools[pool]), key)])
+
+    def _companions(self, anchor: int, rng: np.random.Generator) -> list[int]:
+        picture = int(self.picture[anchor])
+        members = self.members[self.first[picture] : self.first[picture + 1]]
+        weight = np.where(members == anchor, 0.0, self.weight[members])
+        count = min(self.merge - 1, int(np.count_nonzero(weight)))
+        if not count:
+            return []
+        chosen = rng.choice(members, size=count, replace=False, p=weight / weight.sum())
+        return [int(record) for record in chosen]
+
+
+@lru_cache(maxsize=8)
+def _block_schedule(
+    seed: int, block: int, shares: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pool of every row of a block, and how many rows of the block had that pool before."""
+    schedule = np.repeat(np.arange(len(shares)), shares)
+    np.random.default_rng([seed, _SCHEDULE, block]).shuffle(schedule)
+    by_pool = np.argsort(schedule, kind="stable")
+    rank = np.empty_like(schedule)
+    rank[by_pool] = np.concatenate([np.arange(share) for share in shares])
+    return schedule, rank
 
 
 def build_plan(
-    store: Store, *, weights: Mapping[str, float], merge: int = 1, seed: int = 0
+    store: DialogStore,
+    *,
+    weights: Mapping[str, float] | None = None,
+    merge: int = 1,
+    seed: int = 0,
 ) -> Plan:
-    """Indexes a store.
+    """Plans the stream of a store.
 
     Args:
-      weights: sampling weight by task id; empty means by record counts. Tasks not named get 0.
-      merge: dialogues of the same picture in a row, at most.
+      store: the records; those marked `eval_only` are left out.
+      weights: task id -> share of the rows that are anchored in that task, in any scale; tasks
+        that are not named are left out. Empty or None: every record equally often.
+      merge: dialogues about one picture put into a row, at most.
+      seed: fixes the stream.
 
     Raises:
-      ValueError: no record has a positive weight.
+      ShardError: a record cannot be read.
+      ValueError: bad weights or `merge`, or nothing left to sample.
     """
-    keys: dict[str, int] = {}
-    names: dict[str, int] = {}
-    task, picture = np.zeros(len(store), np.int32), np.zeros(len(store), np.int64)
-    members: dict[str, list[int]] = defaultdict(list)
-    for record in range(len(store)):
-        dialog = store[record]
-        task[record] = names.setdefault(dialog.task_id, len(names))
-        path = dialog.image.path if dialog.image else f"text/{record}"
-        picture[record] = keys.setdefault(path, len(keys))
-        members[dialog.task_id].append(record)
-    probability = _probabilities({name: len(members[name]) for name in names}, weights)
-    order = np.argsort(picture, kind="stable")
-    starts = np.searchsorted(picture[order], np.arange(len(keys) + 1))
+    return plan_catalog(load_catalog(store), weights=weights or {}, merge=merge, seed=seed)
+
+
+def plan_catalog(catalog: Catalog, *, weights: Mapping[str, float], merge: int, seed: int) -> Plan:
+    """`build_plan` for a catalog at hand."""
+    if merge < 1:
+        raise ValueError(f"merge is {merge}; a row holds at least one dialogue")
+    pools, share = _pools(catalog, weights)
+    if not pools:
+        raise ValueError("no dialogue to sample: the dataset is empty or all weights are zero")
+    weight = np.zeros(len(catalog.task))
+    for pool, part in zip(pools, share, strict=True):
+        weight[pool] = part / len(pool)
+    _, picture, sizes = np.unique(catalog.picture, return_inverse=True, return_counts=True)
     return Plan(
-        tasks=tuple(names),
-        weights=probability,
-        members=tuple(np.asarray(members[name]) for name in names),
-        task=task,
-        picture=picture,
-        starts=starts,
-        by_picture=order,
-        merge=merge,
         seed=seed,
+        merge=merge,
+        pools=pools,
+        shares=_block_shares(share),
+        weight=weight,
+        members=_compact(np.argsort(picture, kind="stable")),
+        first=_compact(np.concatenate([[0], np.cumsum(sizes)])),
+        picture=_compact(picture),
     )
 
 
-def _probabilities(counts: Mapping[str, int], weights: Mapping[str, float]) -> np.ndarray:
-    raw = np.array([weights.get(t, 0.0) if weights else n for t, n in counts.items()], np.float64)
-    if not raw.sum() > 0:
-        raise ValueError(
-            f"no task has a positive weight: the data hold {sorted(counts)}, data.weights names "
-            f"{sorted(weights)}"
-        )
-    return raw / raw.sum()
+def _pools(
+    catalog: Catalog, weights: Mapping[str, float]
+) -> tuple[tuple[np.ndarray, ...], tuple[float, ...]]:
+    if not weights:
+        everything = _compact(np.flatnonzero(catalog.trainable))
+        return ((everything,), (1.0,)) if len(everything) else ((), ())
+    pools, share = [], []
+    for task in sorted(weights):
+        if not 0.0 <= weights[task] < np.inf:
+            raise ValueError(f"weight of task {task} is {weights[task]}; expected a number >= 0")
+        code = catalog.tasks.index(task) if task in catalog.tasks else -1
+        records = np.flatnonzero((catalog.task == code) & catalog.trainable)
+        if weights[task] and not len(records):
+            _LOG.warning("task %s has a sampling weight but no record; it is left out", task)
+        elif weights[task]:
+            pools.append(_compact(records))
+            share.append(float(weights[task]))
+    return tuple(pools), tuple(share)
 
 
-def realised(plan: Plan, rows: Sequence[int]) -> dict[str, int]:
-    """How many dialogues of each task these rows contain."""
-    counts: dict[str, int] = dict.fromkeys(plan.tasks, 0)
-    for row in rows:
-        for record in plan.rows(row):
-            counts[plan.tasks[plan.task[record]]] += 1
-    return counts
+def _block_shares(share: tuple[float, ...]) -> tuple[int, ...]:
+    """Rows of a block for each pool: rounded, but at least one."""
+    total = sum(share)
+    return tuple(max(1, round(_BLOCK * part / total)) for part in share)
+
+
+def _compact(numbers: np.ndarray) -> np.ndarray:
+    """Unsigned 32-bit where they fit, which halves the memory of large plans."""
+    fits = not len(numbers) or numbers.max() < 2**32
+    return numbers.astype(np.uint32 if fits else np.int64)

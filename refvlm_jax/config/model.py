@@ -80,6 +80,8 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     sliding_window: int | None = None
     tie_embeddings: bool = False
+    embedding_init: float = 0.02
+    """Standard deviation of token embeddings at birth; small models learn sooner from larger ones."""
     remat: Literal["none", "full", "dots"] = "full"
     """What a scanned block recomputes in the backward pass."""
     lora: LoraConfig | None = None

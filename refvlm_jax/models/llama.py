@@ -188,13 +188,15 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         self.config = config
-        normal = jax.nn.initializers.normal(0.02)
+        normal = jax.nn.initializers.normal
         shape = (config.vocab_size, config.width)
-        self.embedding = param(rngs, normal, shape, ("vocab", "embed"))
+        self.embedding = param(rngs, normal(config.embedding_init), shape, ("vocab", "embed"))
         self.blocks = Stack(lambda keys: Block(config, keys), config.layers, rngs)
         self.norm = RMSNorm(config.width, rngs, eps=config.norm_eps)
         self.lm_head = (
-            None if config.tie_embeddings else param(rngs, normal, shape[::-1], ("embed", "vocab"))
+            None
+            if config.tie_embeddings
+            else param(rngs, normal(0.02), shape[::-1], ("embed", "vocab"))
         )
 
     def embed(self, tokens: Int[Array, "B S"]) -> Hidden:

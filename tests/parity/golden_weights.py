@@ -32,9 +32,7 @@ def clip(w: Weights, layers: int) -> Weights:
         block = norm(w, f"{at}.layer_norm1", "norm1") | norm(w, f"{at}.layer_norm2", "norm2")
         for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "out")):
             block |= linear(w, f"{at}.self_attn.{theirs}_proj", ours)
-        blocks.append(
-            block | linear(w, f"{at}.mlp.fc1", "fc1") | linear(w, f"{at}.mlp.fc2", "fc2")
-        )
+        blocks.append(block | linear(w, f"{at}.mlp.fc1", "fc1") | linear(w, f"{at}.mlp.fc2", "fc2"))
     return (
         {
             "class_token": w[f"{v}.embeddings.class_embedding"][None],

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 
 _LEAD = re.compile(r".*\bthe answer is\b:?", re.IGNORECASE | re.DOTALL)
-_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+_MARKS = ";/[]\"{}()=+\\_-><@`,?!"
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_NUMBERS = "zero one two three four five six seven eight nine ten".split()
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBERS)} | {"none": "0"}
 _ARTICLES = frozenset(("a", "an", "the"))
 

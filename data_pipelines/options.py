@@ -1,0 +1,23 @@
+"""How dialogues become rows: options, and the error of those that cannot."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from refvlm_jax.batch import BatchSpec
+
+
+class EncodeError(ValueError):
+    """A dialogue cannot become a row; the message names it and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """How dialogues are rendered and into which sizes."""
+
+    spec: BatchSpec
+    register: Literal["ref", "coord"] = "ref"
+    """`<REF>` tokens for unit decoders; or coordinates as text, without command and plan."""
+    plan: bool = True
+    """Answers open with the plan block."""
+    fixed_template: bool = False
+    """Always the first question template, as evaluation asks."""

@@ -1,0 +1,136 @@
+"""A row of the static batch: first a draft of turns, then arrays."""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from data_pipelines.options import EncodeError
+from data_pipelines.rasterise import prompt_mask, target_mask
+from data_pipelines.records import MediaRef, PromptKind, Region
+from data_pipelines.squares import SquareReader
+from data_pipelines.turns import EncodedAnswer, EncodedPrompt, Reference
+from refvlm_jax.batch import TEXT, BatchSpec, empty_row
+from refvlm_jax.geometry import PaddedSquare
+from refvlm_jax.trp.tokens import IGNORE_ID, Unit
+
+Row = dict[str, np.ndarray]
+"""Arrays of `refvlm_jax.batch.Batch` by name, without the batch axis."""
+
+
+@dataclass
+class Draft:
+    """A row while turns are appended."""
+
+    spec: BatchSpec
+    tokens: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    visual: list[int] = field(default_factory=list)
+    prompts: list[tuple[Region, PromptKind]] = field(default_factory=list)
+    refs: list[Reference] = field(default_factory=list)
+    masks: int = 0
+    groups: int = 0
+
+    @property
+    def limits(self) -> str:
+        """The row's sizes, for messages."""
+        spec = self.spec
+        return f"{spec.seq_len} positions, {spec.prompts} prompts or {spec.refs} references"
+
+    def fits(self, prompt: EncodedPrompt, answer: EncodedAnswer) -> bool:
+        """Whether the turn can be appended.
+
+        Mask slots bind later turns only: a first turn with more masks is worth learning as text.
+        """
+        spec = self.spec
+        return (
+            len(self.tokens) + len(prompt.tokens) + len(answer.tokens) <= spec.seq_len
+            and len(self.prompts) + len(prompt.regions) <= spec.prompts
+            and len(self.refs) + len(answer.refs) <= spec.refs
+            and (not self.tokens or self.masks + answer.masks <= spec.mask_refs)
+        )
+
+    def append(self, prompt: EncodedPrompt, answer: EncodedAnswer, *, supervise: bool) -> None:
+        """Appends a turn that fits."""
+        start = len(self.tokens) + len(prompt.tokens)
+        self.tokens += prompt.tokens + answer.tokens
+        self.visual += prompt.visual + [TEXT] * len(answer.tokens)
+        self.labels += [IGNORE_ID] * len(prompt.tokens)
+        self.labels += answer.labels if supervise else [IGNORE_ID] * len(answer.tokens)
+        self.prompts += prompt.regions
+        self.refs += [
+            replace(ref, offset=start + ref.offset, group=self.groups + ref.group)
+            for ref in answer.refs
+        ]
+        self.masks += answer.masks
+        self.groups = self.refs[-1].group + 1 if self.refs else 0
+
+
+def fill(
+    draft: Draft, image: MediaRef | None, squares: SquareReader, uid: str, counts: Counter[str]
+) -> Row:
+    """The arrays of a finished draft.
+
+    Args:
+      draft: the row's turns.
+      image: its picture.
+      squares: reads the picture.
+      uid: names the dialogue in errors.
+      counts: receives `masks_without_slot` and `masks_vanished`.
+
+    Raises:
+      EncodeError: a region lacks what it is shown or learned as.
+      ImageError: the picture cannot be read.
+    """
+    row, length = empty_row(draft.spec), len(draft.tokens)
+    row["tokens"][:length] = draft.tokens
+    row["labels"][:length] = draft.labels
+    row["visual_index"][:length] = draft.visual
+    row["positions"][:length] = np.arange(length)
+    row["segment_ids"][:length] = 1
+    if image is not None:
+        _fill_picture(row, draft, image, squares, uid)
+        _fill_references(row, draft, PaddedSquare(image.width, image.height), uid, counts)
+    elif draft.refs or draft.prompts:
+        raise EncodeError(f"{uid}: regions without a picture; correct or drop the record")
+    return row
+
+
+def _fill_picture(row: Row, draft: Draft, image: MediaRef, squares: SquareReader, uid: str) -> None:
+    spec = draft.spec
+    if not spec.images:
+        raise EncodeError(f"{uid}: has a picture, but rows have no image slot; raise data.images")
+    row["images"][0] = squares(image)
+    row["image_valid"][0] = True
+    row["pixel_box"][0] = PaddedSquare(image.width, image.height).pixel_box(spec.image_size)
+    for slot, (region, kind) in enumerate(draft.prompts):
+        size = (image.width, image.height, spec.image_size)
+        try:
+            row["prompt_masks"][slot] = prompt_mask(region, kind, *size)
+        except ValueError as error:
+            raise EncodeError(f"{uid}: {error}; correct or drop the record") from error
+        row["prompt_valid"][slot] = True
+
+
+def _fill_references(
+    row: Row, draft: Draft, square: PaddedSquare, uid: str, counts: Counter[str]
+) -> None:
+    used = 0
+    for k, ref in enumerate(draft.refs):
+        row["ref_pos"][k], row["ref_unit"][k], row["ref_group"][k] = ref.offset, ref.unit, ref.group
+        row["ref_valid"][k] = True
+        if ref.unit is Unit.BOX:
+            if ref.region.box is None:
+                raise EncodeError(f"{uid}: a target has no box; correct or drop the record")
+            row["boxes"][k] = square.boxes_to_model(np.array(ref.region.box))
+        elif ref.wants_mask and used == draft.spec.mask_refs:
+            counts["masks_without_slot"] += 1
+        elif ref.wants_mask:
+            if ref.region.mask is None:
+                raise EncodeError(f"{uid}: a target has no mask; correct or drop the record")
+            target = target_mask(ref.region.mask, square.width, square.height, draft.spec.mask_size)
+            if not target.any():
+                counts["masks_vanished"] += 1
+                continue
+            row["masks"][used], row["mask_slot"][k] = target, used
+            used += 1
