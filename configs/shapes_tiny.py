@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     # 8 x 8 patches cannot be cut into 9 equal runs of raster cells; a 3 x 3 grid of means can.
     config.model.region_prompts = dict(num_patches=9, pooling="spatial", mask_token=True)
     config.model.llama = dict(
-        vocab_size=640,
+        vocab_size=896,
         width=96,
         layers=3,
         heads=3,

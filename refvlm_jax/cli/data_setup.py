@@ -1,5 +1,6 @@
 """What training and evaluation share on the data's side: loader, tokenizer, rendering options."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,3 +65,11 @@ def check_data(config: DataConfig) -> None:
         raise ValueError(
             f"data.path={config.path!r} holds no manifest.json; run `refvlm data build`"
         )
+
+
+def majority_answer(data: Path) -> str:
+    """The most frequent VQA answer of a training set, ties broken alphabetically."""
+    store = DialogStore(data)
+    dialogs = (store[index] for index in range(len(store)))
+    counts = Counter(d.turns[0].answer for d in dialogs if d.task_id == "T03")
+    return min(counts, key=lambda answer: (-counts[answer], answer), default="")

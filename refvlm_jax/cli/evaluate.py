@@ -1,25 +1,37 @@
 """`refvlm eval --config RECIPE --workdir DIR --data SPLIT=DIR ...`: predict, score, report."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.records import Dialog
+from data_pipelines.shards import DialogStore, read_manifest
+from refvlm_jax.ckpt.manager import load_params
+from refvlm_jax.cli.data_setup import majority_answer
+from refvlm_jax.cli.predict import make_engine, predict
+from refvlm_jax.cli.truths import select, truth_of
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.config.schema import RunConfig
+from refvlm_jax.eval.baselines import Baseline, trivial_baselines
+from refvlm_jax.eval.records import Prediction, Truth, write_records
+from refvlm_jax.eval.score import ScoreTable, print_table, score
 
 
 @dataclass(frozen=True)
 class Split:
-    """The scored predictions of one held-out dataset."""
+    """One held-out dataset with a model's scored answers."""
 
     name: str
-    truths: list
-    predictions: dict
-    metrics: dict[str, dict[str, float]]
-    """Task id -> metrics; `all` holds format validity over every task."""
+    image_root: Path
+    dialogs: list[Dialog]
+    truths: list[Truth]
+    predictions: dict[str, Prediction]
+    scores: ScoreTable
+    trivial: dict[str, Baseline]
+    """The best answer without a look at the picture, by task."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,38 +39,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="the recipe the checkpoint was trained by")
     parser.add_argument("--workdir", required=True, type=Path, help="the run's folder")
     parser.add_argument("--data", required=True, nargs="+", metavar="SPLIT=DIR")
+    parser.add_argument("--train-data", type=Path, help="for the majority-answer baseline")
     parser.add_argument("--out", type=Path, help="where predictions go; default WORKDIR/eval")
-    parser.add_argument("overrides", nargs="*", help="dotted.field=value")
+    parser.add_argument("--set", dest="overrides", nargs="*", default=[], help="dotted.field=value")
 
 
 def run(args: argparse.Namespace) -> int:
     """Scores the newest checkpoint of a run on held-out datasets and prints the table."""
-    from refvlm_jax.ckpt.manager import load_params
-    from refvlm_jax.eval.score import print_table
-
     config = load_config(args.config, args.overrides)
     params = load_params(args.workdir / "checkpoints")
     out = args.out or args.workdir / "eval"
+    majority = majority_answer(args.train_data) if args.train_data else None
     for item in args.data:
         name, _, folder = item.partition("=")
         if not folder:
             raise ValueError(f"--data {item!r}: expected SPLIT=DIR, for example val=data/val")
-        print_table(evaluate(config, params, name, Path(folder), out).metrics, title=name)
+        split = evaluate(config, params, name, Path(folder), out, majority=majority)
+        print_table(split.scores, title=name)
     return 0
 
 
 def evaluate(
-    config: RunConfig, params: Mapping[str, np.ndarray], name: str, data: Path, out: Path
+    config: RunConfig,
+    params: Mapping[str, np.ndarray],
+    name: str,
+    data: Path,
+    out: Path,
+    *,
+    majority: str | None = None,
+    limit: int | None = None,
+    tasks: Sequence[str] = (),
 ) -> Split:
-    """Predicts and scores one held-out dataset; predictions stay in `out/name.jsonl`."""
-    from data_pipelines.shards import DialogStore, read_manifest
-    from refvlm_jax.cli.predict import make_engine, predict
-    from refvlm_jax.cli.truths import select, truth_of
-    from refvlm_jax.eval.records import write_records
-    from refvlm_jax.eval.score import score
+    """Answers and scores one held-out dataset; records stay in `out/name.*.jsonl`.
 
+    Args:
+      majority: most frequent training answer, for the VQA baseline.
+      limit: questions a task, instead of `eval.limit`.
+      tasks: only these task ids; empty for all.
+    """
     store = DialogStore(data)
-    dialogs = select((store[i] for i in range(len(store))), config.eval.limit)
+    chosen = (d for d in (store[i] for i in range(len(store))) if not tasks or d.task_id in tasks)
+    dialogs = select(chosen, config.eval.limit if limit is None else limit)
     root = Path(read_manifest(data)["image_root"])
     engine = make_engine(config, params)
     predictions = list(predict(engine, config, dialogs, root, f"answering {name}"))
@@ -67,4 +88,7 @@ def evaluate(
     write_records(out / f"{name}.predictions.jsonl", predictions)
     write_records(out / f"{name}.truths.jsonl", truths)
     by_uid = {prediction.uid: prediction for prediction in predictions}
-    return Split(name, truths, by_uid, score(truths, by_uid))
+    trivial = trivial_baselines(truths, majority_answer=majority)
+    shown = {"trivial": {task: baseline.metrics for task, baseline in trivial.items()}}
+    scores = score(truths, by_uid, baselines=shown)
+    return Split(name, root, dialogs, truths, by_uid, scores, trivial)

@@ -16,7 +16,19 @@ from refvlm_jax.config.resolve import load_config
 from refvlm_jax.config.schema import RunConfig, WorldConfig
 
 HELD_OUT = ("val", "val_combos")
-REPORT_TASKS = ("T17", "T18", "T13", "T14", "T19", "T20", "T21", "T22", "T03", "T01", "T06")
+# Key in metrics.json -> task and metric, by split.
+HEADLINE = {
+    "val": {
+        "rec_acc50": ("T17", "acc50"),
+        "res_ciou": ("T18", "ciou"),
+        "det_ap50": ("T13", "ap50"),
+        "vqa_acc": ("T03", "accuracy"),
+        "format_valid": ("all", "format_valid"),
+    },
+    "val_combos": {"rec_acc50_heldout_combos": ("T17", "acc50")},
+}
+UNTRAINED_LIMIT = 64
+"""Questions a task for the untrained baseline, which always writes to the end of its room."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,38 +94,62 @@ def prepare(world: WorldConfig, workdir: Path) -> dict[str, Path]:
 def assess(config: RunConfig, workdir: Path, folders: Mapping[str, Path]) -> None:
     """Scores the trained and the untrained model and writes metrics.json and report.html."""
     from refvlm_jax.ckpt.manager import load_params, read_meta, step_folder
-    from refvlm_jax.cli.baselines import baseline_metrics
+    from refvlm_jax.cli.data_setup import majority_answer
     from refvlm_jax.cli.evaluate import evaluate
     from refvlm_jax.cli.reporting import write_html
 
-    checkpoints = workdir / "checkpoints"
-    params = load_params(checkpoints)
+    checkpoints, out = workdir / "checkpoints", workdir / "eval"
+    params, majority = load_params(checkpoints), majority_answer(folders["train"])
     splits = {
-        name: evaluate(config, params, name, folders[name], workdir / "eval") for name in HELD_OUT
+        name: evaluate(config, params, name, folders[name], out, majority=majority)
+        for name in HELD_OUT
     }
-    baselines = baseline_metrics(config, folders, splits, workdir / "eval")
-    metrics = headline(splits["val"].metrics, splits["val_combos"].metrics)
-    metrics["train_seconds"] = read_meta(step_folder(checkpoints))["train_seconds"]
+    fresh = {
+        name: evaluate(
+            config, untrained(config), f"{name}_untrained", folders[name], out,
+            limit=UNTRAINED_LIMIT, tasks=sorted({task for task, _ in HEADLINE[name].values()} - {"all"}),
+        )
+        for name in HELD_OUT
+    }  # fmt: skip
+    for name, split in splits.items():
+        split.scores.baselines["untrained"] = fresh[name].scores
+    seconds = read_meta(step_folder(checkpoints))["train_seconds"]
     result = {
-        **metrics,
-        "baselines": baselines,
-        "splits": {name: split.metrics for name, split in splits.items()},
+        **{key: row["value"] for key, row in headline(splits).items()},
+        "train_seconds": seconds,
         "config": config.name,
+        "baselines": headline(splits),
+        "splits": {name: split.scores for name, split in splits.items()},
     }
-    write_html(workdir, config, splits, baselines, metrics)
+    write_html(workdir / "report.html", config, workdir, splits, seconds)
     write_json(workdir / "metrics.json", result)
 
 
-def headline(val: Mapping[str, Any], combos: Mapping[str, Any]) -> dict[str, float]:
-    """The few numbers a run is judged by."""
-    return {
-        "rec_acc50": val["T17"]["acc50"],
-        "res_ciou": val["T18"]["ciou"],
-        "det_ap50": val["T13"]["ap50"],
-        "vqa_acc": val["T03"]["accuracy"],
-        "format_valid": val["all"]["format_valid"],
-        "rec_acc50_heldout_combos": combos["T17"]["acc50"],
-    }
+def untrained(config: RunConfig) -> dict[str, Any]:
+    """Fresh parameters, as training would start from."""
+    import jax
+
+    from refvlm_jax.cli.run import build_model
+    from refvlm_jax.train.model_def import define
+
+    model = define(lambda rngs: build_model(config, rngs))
+    return jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
+
+
+def headline(splits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The few numbers a run is judged by, each with what trivial answers score."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, wanted in HEADLINE.items():
+        split = splits[name]
+        for key, (task, metric) in wanted.items():
+            row: dict[str, Any] = {"value": split.scores[task][metric]}
+            if (fresh := split.scores.baseline("untrained", task, metric)) is not None:
+                row["untrained"] = fresh
+            if task in split.trivial:
+                row["trivial"] = split.trivial[task].metrics[metric]
+                row["what"] = split.trivial[task].what
+            rows[key] = row
+    return rows
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

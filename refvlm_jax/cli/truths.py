@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from data_pipelines.records import Dialog, Mask, Region
@@ -64,25 +64,12 @@ def question_of(dialog: Dialog) -> str:
     return turn.literal or render_template(turn.bank, turn.slots)
 
 
-def prompt_regions(dialog: Dialog) -> list[Region]:
-    """Regions the first question points at."""
-    return [dialog.regions[prompt.region] for prompt in dialog.turns[0].prompts]
-
-
 def _instance(region: Region) -> Instance:
-    return Instance(box=region.box, rle=_rle(region.mask), score=1.0)
+    return Instance(box=region.box, rle=rle_of(region.mask), score=1.0)
 
 
-def _rle(mask: Mask | None) -> dict[str, Any] | None:
+def rle_of(mask: Mask | None) -> dict[str, Any] | None:
+    """A mask as records carry it."""
     if mask is None:
         return None
     return {"size": [mask.h, mask.w], "counts": mask.counts.decode("ascii")}
-
-
-def majority_answer(dialogs: Sequence[Dialog]) -> str:
-    """The most frequent answer among VQA dialogues, ties broken alphabetically."""
-    counts: dict[str, int] = defaultdict(int)
-    for dialog in dialogs:
-        if dialog.task_id == "T03":
-            counts[dialog.turns[0].answer] += 1
-    return min(counts, key=lambda answer: (-counts[answer], answer), default="")

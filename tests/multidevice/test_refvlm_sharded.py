@@ -53,7 +53,9 @@ def one_device() -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("preset", "shape"), [("fsdp", (1, 8, 1, 1)), ("fsdp_tp", (1, 4, 1, 2))], ids=["fsdp", "fsdp_tp"]
+    ("preset", "shape"),
+    [("fsdp", (1, 8, 1, 1)), ("fsdp_tp", (1, 4, 1, 2))],
+    ids=["fsdp", "fsdp_tp"],
 )
 def test_eight_devices_give_the_loss_of_one(
     preset: str, shape: tuple[int, int, int, int], one_device: list[float]

@@ -1,1 +1,1 @@
-"""One module a metric family: (truths, predictions by uid) -> metrics; a missing answer is wrong."""
+"""One module a metric family: (truths, predictions by uid) -> metrics; missing means wrong."""

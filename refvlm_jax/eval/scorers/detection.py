@@ -48,7 +48,8 @@ def score(
                 detections.append(found | names)
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
-    result = average_precision(images, annotations, detections, "segm" if unit == "mask" else "bbox")
+    iou_type = "segm" if unit == "mask" else "bbox"
+    result = average_precision(images, annotations, detections, iou_type)
     return result | {"unknown_phrase_rate": ratio(total - known, total), **counts(pairs)}
 
 
@@ -114,7 +115,7 @@ def _masked(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _around(mask: np.ndarray) -> list[float]:
-    rows, cols = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return [0.0, 0.0, 0.0, 0.0]
     x, y = float(cols[0]), float(rows[0])

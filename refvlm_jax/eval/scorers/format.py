@@ -34,9 +34,9 @@ def score(truths: Sequence[Truth], predictions: Predictions) -> Metrics:
 
 
 def _given(pairs: Sequence[Pair], reports: Sequence[FormatReport], rule: str) -> list[bool]:
-    """Which samples keep a rule; an empty text keeps several, a missing answer none."""
+    """Which samples keep a rule; an empty or missing answer keeps none."""
     return [
-        prediction is not None and getattr(report, rule)
+        prediction is not None and bool(prediction.raw.strip()) and getattr(report, rule)
         for (_, prediction), report in zip(pairs, reports, strict=True)
     ]
 

@@ -1,5 +1,6 @@
 """Truths beside their predictions, and the summaries all scorers share."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -20,7 +21,7 @@ def pair(truths: Sequence[Truth], predictions: Predictions) -> list[Pair]:
       ValueError: a uid occurs twice, or a prediction belongs to another task or picture size.
     """
     pairs = [(t, predictions.get(t.uid)) for t in sorted(truths, key=lambda t: t.uid)]
-    for (first, _), (second, _) in zip(pairs, pairs[1:], strict=False):
+    for (first, _), (second, _) in itertools.pairwise(pairs):
         if first.uid == second.uid:
             raise ValueError(f"truth {first.uid!r} occurs twice; remove one of the records")
     for truth, prediction in pairs:

@@ -56,9 +56,7 @@ def sample_ious(overlaps: Sequence[tuple[int, int]], answered: Sequence[bool]) -
     ]
 
 
-def ciou_giou(
-    overlaps: Sequence[tuple[int, int]], answered: Sequence[bool]
-) -> tuple[float, float]:
+def ciou_giou(overlaps: Sequence[tuple[int, int]], answered: Sequence[bool]) -> tuple[float, float]:
     """Cumulative IoU (sum of intersections / sum of unions) and mean IoU over the samples.
 
     Where every union is empty the cumulative IoU has no meaning and equals the mean.

@@ -19,7 +19,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _CLITIC = re.compile(r"(.+?)(n't|'(?:s|m|d|re|ve|ll))")
-_TITLES = frozenset("mr mrs ms dr st jr sr vs etc no vol fig approx inc corp ltd co".split())
+_TITLES = frozenset(("mr", "mrs", "ms", "dr", "st", "jr", "sr", "vs", "etc", "inc", "corp", "ltd"))
 _JOINED = {
     "cannot": ("can", "not"),
     "gonna": ("gon", "na"),

@@ -4,16 +4,28 @@ import re
 from collections.abc import Sequence
 
 _LEAD = re.compile(r".*\bthe answer is\b:?", re.IGNORECASE | re.DOTALL)
-_MARKS = ";/[]\"{}()=+\\_-><@`,?!"
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_NUMBERS = "zero one two three four five six seven eight nine ten".split()
-_DIGITS = {word: str(value) for value, word in enumerate(_NUMBERS)} | {"none": "0"}
+_DIGITS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
 _ARTICLES = frozenset(("a", "an", "the"))
 
 
 def _contractions() -> dict[str, str]:
-    """Contractions written without apostrophe -> with it; words of their own (well) are left out."""
+    """Contractions without apostrophe -> with it; words in their own right (well) are left out."""
     negated = "are could did does do had has have is might must need should was would ca wo ai"
     pairs = {f"{verb}nt": f"{verb}n't" for verb in negated.split()}
     for stem, endings in {
@@ -75,7 +87,7 @@ def _drop_marks(text: str) -> str:
 
 
 def soft_accuracy(answer: str, people: Sequence[str]) -> float:
-    """Agreement with ten people: mean of min(matches among the other nine / 3, 1), leaving each out.
+    """Agreement with ten people: min(matches among nine of them / 3, 1), over the ten ways.
 
     Both sides must be normalised. With fewer than ten answers the protocol is not defined; then a
     match with any of them counts as correct.
