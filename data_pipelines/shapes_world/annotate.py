@@ -84,10 +84,11 @@ def annotate(
 
 def _instance(thing: Thing, drawing: Drawing, k: int, ann_id: int, image_id: int) -> dict[str, Any]:
     mask = drawing.masks[k]
-    x1, y1, x2, y2 = tight_box(mask)
     covered = mask.sum() < drawing.whole[k].sum()
     simple = not covered and not thing.is_person
     polygons = [[float(round(v, 2)) for point in p for v in point] for p in outline(thing)]
+    # As in COCO: the box of a polygon is its extent, unrounded; that of a run-length mask its pixels.
+    x1, y1, x2, y2 = _extent(polygons) if simple else tight_box(mask)
     return {
         "id": ann_id,
         "image_id": image_id,
@@ -97,6 +98,11 @@ def _instance(thing: Thing, drawing: Drawing, k: int, ann_id: int, image_id: int
         "iscrowd": 0,
         "segmentation": polygons if simple else compressed(mask),
     }
+
+
+def _extent(polygons: list[list[float]]) -> list[float]:
+    points = np.array([p for polygon in polygons for p in polygon]).reshape(-1, 2)
+    return [*points.min(0).tolist(), *points.max(0).tolist()]
 
 
 def _person(row: dict[str, Any], thing: Thing, drawing: Drawing, k: int) -> dict[str, Any]:
