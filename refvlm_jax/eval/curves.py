@@ -118,9 +118,9 @@ def _inline(figure: Figure, title: str, salt: str) -> str:
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
     # Names are numbered alike in every figure; several stand on one page.
-    svg = re.sub(r'\bid="(\w+)"', rf'id="{salt}-\1"', svg)
-    svg = re.sub(r'href="#(\w+)"', rf'href="#{salt}-\1"', svg)
-    svg = re.sub(r"url\(#(\w+)\)", rf"url(#{salt}-\1)", svg)
+    svg = re.sub(r'\bid="([\w.]+)"', rf'id="{salt}-\1"', svg)
+    svg = re.sub(r'href="#([\w.]+)"', rf'href="#{salt}-\1"', svg)
+    svg = re.sub(r"url\(#([\w.]+)\)", rf"url(#{salt}-\1)", svg)
     for stand_in, colour in _COLOURS.items():
         svg = svg.replace(stand_in, colour)
     return svg.replace("<svg", f'<svg class="chart" role="img" aria-label="{title}"', 1)

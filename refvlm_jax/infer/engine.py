@@ -133,6 +133,8 @@ class Engine:
         )
         if reference.unit is Unit.BOX and outputs.boxes is not None:
             box = square.boxes_to_pixels(np.asarray(outputs.boxes[row, slot]))
+            if not np.isfinite(box).all():
+                return None
             result.box = tuple(float(v) for v in box)  # type: ignore[assignment]
             result.score_parts["decoder"] = 1.0
         elif reference.unit is Unit.MASK and outputs.mask_logits is not None:

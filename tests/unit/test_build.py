@@ -60,7 +60,7 @@ def test_bad_pictures_are_dropped_with_every_dialogue_about_them(
     report = build(shapes_world_recipe(world, "train"), out, progress=False)
     assert set(report.dropped) == {"V02"} and report.dropped["V02"] > 20
     lines = json.loads((out / "build_report.json").read_text())["lines"]
-    assert any(missing.name in line and "found" in line for line in lines)
+    assert any(missing.name in line for line in lines)
     assert any(truncated.name in line for line in lines)
     store = DialogStore(out)
     paths = {store[k].image.path for k in range(len(store))}  # type: ignore[union-attr]
