@@ -1,4 +1,4 @@
-"""CLIP vision transformer, with an optional convolutional stem for training small models from scratch.
+"""CLIP vision transformer, with an optional convolutional stem for small models from scratch.
 
 Shape legend: `B` pictures, `Y X` pixels, `g` patches a side, `N` = g^2, `C` width.
 """
@@ -31,7 +31,12 @@ class VisionFeatures:
     tokens: Float[Array, "B N C"]
     """The selected hidden state without the class token."""
     maps: tuple[Float[Array, "B y x C"], ...]
-    """Feature maps the unit decoders choose from (see `feature_dims`)."""
+    """Feature maps the unit decoders choose from (see `feature_dims`); the last is g x g."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.maps[-1].shape[1]
 
 
 def feature_dims(config: VisionConfig) -> tuple[int, ...]:
@@ -49,6 +54,16 @@ def _depth(config: VisionConfig) -> int:
     """Blocks that must run; those after the last one used by anything are left out."""
     if config.stem == "patch":
         return config.layers
+    return _selected(config)
+
+
+def _selected(config: VisionConfig) -> int:
+    """Index of the hidden state handed on, 0 = embeddings."""
+    if not -config.layers - 1 <= config.feature_layer <= config.layers:
+        raise ValueError(
+            f"vision.feature_layer={config.feature_layer} must lie in "
+            f"-{config.layers + 1}..{config.layers}, the hidden states of {config.layers} layers"
+        )
     return config.feature_layer % (config.layers + 1)
 
 
@@ -63,7 +78,9 @@ def normalise_images(images: Array, config: VisionConfig) -> Float[Array, "B Y X
 
 def sine_grid(grid: int, width: int) -> np.ndarray:
     """Fixed float[N, C] position code: sines and cosines of row and column, a quarter each."""
-    frequency = 1.0 / 100.0 ** (np.arange(width // 4) / max(width // 4, 1))
+    if width % 4:
+        raise ValueError(f"vision.width={width} must be divisible by 4 for position='sine'")
+    frequency = 100.0 ** (-np.arange(width // 4) / (width // 4))
     place = (np.arange(grid) + 0.5) / grid * 2 * np.pi * 4
     y, x = np.meshgrid(place, place, indexing="ij")
     waves = [f(c.reshape(-1, 1) * frequency) for c in (y, x) for f in (np.sin, np.cos)]
@@ -87,6 +104,7 @@ class ConvStem(nnx.Module):
         )
         self.norms = nnx.List([LayerNorm(o, rngs) for _, o in pairs])
 
+    @jax.named_scope("stem")
     def __call__(self, x: Float[Array, "B Y X 3"]) -> tuple[Float[Array, "B y x C"], ...]:
         """Feature maps from fine to coarse."""
         maps = []
@@ -111,11 +129,18 @@ class VisionBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
         """Applies the block."""
-        h = self.norm1(x)
-        split = (*x.shape[:2], self.heads, x.shape[-1] // self.heads)
-        mixed = attention(*(f(h).reshape(split) for f in (self.q, self.k, self.v)))
-        x = x + self.out(mixed.reshape(x.shape))
-        return x + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))
+        with jax.named_scope("attn"):
+            h = self.norm1(x)
+            split = (*x.shape[:2], self.heads, x.shape[-1] // self.heads)
+            mixed = attention(*(f(h).reshape(split) for f in (self.q, self.k, self.v)))
+            x = x + self.out(mixed.reshape(x.shape))
+        with jax.named_scope("mlp"):
+            return x + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))
+
+
+def _patch_embed(config: VisionConfig, rngs: nnx.Rngs) -> Conv2d:
+    size, axes = config.patch_size, (None, "vision_embed")
+    return Conv2d(3, config.width, size, rngs, stride=size, bias=False, axes=axes)
 
 
 class ClipViT(nnx.Module):
@@ -126,11 +151,7 @@ class ClipViT(nnx.Module):
         c, normal = config.width, jax.nn.initializers.normal(0.02)
         conv = config.stem == "conv"
         self.stem = ConvStem(config, rngs) if conv else None
-        self.patch_embed = (
-            None
-            if conv
-            else Conv2d(3, c, config.patch_size, rngs, stride=config.patch_size, bias=False)
-        )
+        self.patch_embed = None if conv else _patch_embed(config, rngs)
         axes = ("position", "vision_embed")
         self.class_token = param(rngs, normal, (1, c), axes) if config.class_token else None
         places = config.tokens + int(config.class_token)
@@ -155,7 +176,7 @@ class ClipViT(nnx.Module):
         states = jnp.concatenate([embedded[None], states])[:, :, int(self.config.class_token) :]
         if self.stem is not None:
             return VisionFeatures(states[-1], (*stem_maps, self._grid(states[-1])))
-        selected = states[self.config.feature_layer % (self.config.layers + 1)]
+        selected = states[_selected(self.config)]
         return VisionFeatures(selected, tuple(self._grid(s) for s in states))
 
     def _with_positions(self, patches: Float[Array, "B g g C"]) -> Float[Array, "B S C"]:

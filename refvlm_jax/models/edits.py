@@ -1,58 +1,85 @@
 """Taps and injections: reading or changing activations at named places of the Llama stack.
 
-Without edits the stack is one scan and its program is untouched. With edits, the edited layers are cut
-out of the scan and run on their own; all others stay scanned.
+Without edits the stack is one scan and its program is untouched. With edits, each edited layer
+becomes a scan of its own; all others stay together.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Site = Literal["input_emb", "block_in", "attn_out", "ffn_out", "last_hidden"]
 LAYER_SITES = ("block_in", "attn_out", "ffn_out")
+END_SITES = ("input_emb", "last_hidden")
 Hidden = Float[Array, "B S D"]
+Taps = dict[str, Hidden]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Edit:
     """One place to read from or write to."""
 
     site: Site
     layer: int | None = None
     """Block index for `block_in`, `attn_out` and `ffn_out`; None for the two ends."""
-    change: Callable[[Hidden], Hidden] | None = None
-    """What replaces the activation; None leaves it."""
+    change: Callable[[Hidden], Hidden] | Array | None = None
+    """A function of the activation or an array [B, S, D] in its place; None leaves it."""
     tap: str = ""
     """Name under which the (changed) activation is returned; empty returns nothing."""
 
     def __post_init__(self) -> None:
+        if self.site not in (*LAYER_SITES, *END_SITES):
+            raise ValueError(
+                f"edit.site = {self.site!r} is unknown; use one of {(*LAYER_SITES, *END_SITES)}"
+            )
         if (self.site in LAYER_SITES) != (self.layer is not None):
             raise ValueError(
                 f"edit at {self.site}: a layer goes with {LAYER_SITES}, and only there"
             )
 
+    def __call__(self, x: Hidden) -> Hidden:
+        """The activation that takes the place of `x`, in its shape and dtype."""
+        if self.change is None:
+            return x
+        changed = jnp.asarray(self.change(x) if callable(self.change) else self.change)
+        if changed.shape != x.shape:
+            raise ValueError(
+                f"edit at {self.site} gives {changed.shape}; the activation is {x.shape}"
+            )
+        return changed.astype(x.dtype)
+
 
 class Editor:
-    """Applies edits while a forward pass is traced and collects the taps."""
+    """The edits of one forward pass over a stack of `layers` blocks."""
 
     def __init__(self, edits: Sequence[Edit], layers: int):
-        if bad := [e for e in edits if e.layer is not None and not 0 <= e.layer < layers]:
-            raise ValueError(f"edit {bad[0]}: the stack has layers 0..{layers - 1}")
-        self.edits = edits
-        self.taps: dict[str, Hidden] = {}
+        for edit in edits:
+            if edit.layer is not None and not 0 <= edit.layer < layers:
+                raise ValueError(
+                    f"edit at {edit.site} {edit.layer}: the stack has layers 0..{layers - 1}"
+                )
+        names = [edit.tap for edit in edits if edit.tap]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"edits tap {sorted(twice)} more than once; give each its own name")
+        self.edits, self.count = edits, layers
 
-    @property
-    def layers(self) -> list[int]:
-        """Blocks that must be cut out of the scan, ascending."""
-        return sorted({e.layer for e in self.edits if e.layer is not None})
+    def runs(self) -> list[tuple[int, int]]:
+        """Consecutive layer ranges (start, stop) such that every edited block stands alone."""
+        edited = {edit.layer for edit in self.edits if edit.layer is not None}
+        cuts = sorted({0, self.count, *edited, *(layer + 1 for layer in edited)})
+        return list(itertools.pairwise(cuts))
 
-    def __call__(self, site: Site, layer: int | None, x: Hidden) -> Hidden:
-        """The activation after every edit of this place, in the order given."""
+    def apply(self, site: Site, layer: int | None, x: Hidden, taps: Taps) -> Hidden:
+        """`x` after every edit of this place, in the order given; fills `taps`."""
         for edit in self.edits:
             if edit.site == site and edit.layer == layer:
-                x = edit.change(x) if edit.change else x
+                with jax.named_scope("edit"):
+                    x = edit(x)
                 if edit.tap:
-                    self.taps[edit.tap] = x
+                    taps[edit.tap] = x
         return x

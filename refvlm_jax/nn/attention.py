@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
+@jax.named_scope("attention")
 def attention(
     q: Float[Array, "B S H K"],
     k: Float[Array, "B T G K"],
@@ -21,7 +22,8 @@ def attention(
     groups = k.shape[2]
     scale = d**-0.5 if scale is None else scale
     grouped = q.reshape(b, s, groups, h // groups, d)
-    scores = jnp.einsum("bsghk,btgk->bghst", grouped, k).astype(jnp.float32) * scale
+    # Asked of the product itself: a bf16 score cast afterwards would already be rounded.
+    scores = jnp.einsum("bsghk,btgk->bghst", grouped, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
         scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -34,7 +36,7 @@ def causal_segment_mask(
     """Each position sees the earlier positions of its own segment, itself included.
 
     Args:
-      segment_ids: 0 marks padding, which only sees itself's segment 0 and is seen by nothing else.
+      segment_ids: 0 marks padding, which sees only padding and is seen by nothing else.
       sliding_window: how many positions back a query sees, itself included.
     """
     place = jnp.arange(segment_ids.shape[1])

@@ -29,6 +29,7 @@ class Conv2d(nnx.Module):
         self.kernel = param(rngs, init, shape, (None, None, *axes))
         self.bias = param(rngs, init, (out_channels,), axes[1:]) if bias else None
 
+    @jax.named_scope("conv")
     def __call__(self, x: Float[Array, "B y x I"]) -> Float[Array, "B v u O"]:
         """Applies the convolution."""
         y = jax.lax.conv_general_dilated(

@@ -12,7 +12,7 @@ from refvlm_jax.nn.param import Initializer, param
 
 
 def torch_uniform(fan_in: int) -> Initializer:
-    """PyTorch's default for Linear and Conv, weight and bias: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """PyTorch's default for Linear and Conv, weight and bias: U(±1 / sqrt(fan_in))."""
     bound = 1.0 / math.sqrt(fan_in)
 
     def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
@@ -39,6 +39,7 @@ class Linear(nnx.Module):
         self.kernel = param(rngs, kernel_init or default, (in_features, out_features), axes)
         self.bias = param(rngs, bias_init or default, (out_features,), axes[1:]) if bias else None
 
+    @jax.named_scope("linear")
     def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:
         """Applies the map."""
         y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
@@ -52,6 +53,7 @@ class MLP(nnx.Module):
         pairs = itertools.pairwise(sizes)
         self.layers = nnx.List([Linear(i, o, rngs) for i, o in pairs])
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:
         """Applies the layers."""
         for index, layer in enumerate(self.layers):

@@ -10,15 +10,28 @@ from refvlm_jax.nn.param import param
 
 
 class Lora(nnx.Module):
-    """The trainable low-rank part; B starts at zero, so a fresh adapter changes nothing."""
+    """The trainable low-rank part; B starts at zero, so a fresh adapter changes nothing.
 
-    def __init__(self, in_features: int, out_features: int, config: LoraConfig, rngs: nnx.Rngs):
+    Optimisers find it by the names `lora_a` and `lora_b`; `axes` are the logical axes of the
+    projection's two ends.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        config: LoraConfig,
+        rngs: nnx.Rngs,
+        *,
+        axes: tuple[str | None, str | None] = (None, None),
+    ):
         normal = jax.nn.initializers.normal(in_features**-0.5)
         shape_a, shape_b = (in_features, config.rank), (config.rank, out_features)
         self.scale = config.alpha / config.rank
-        self.lora_a = param(rngs, normal, shape_a, ("embed", "rank"))
-        self.lora_b = param(rngs, jax.nn.initializers.zeros, shape_b, ("rank", None))
+        self.lora_a = param(rngs, normal, shape_a, (axes[0], "rank"))
+        self.lora_b = param(rngs, jax.nn.initializers.zeros, shape_b, ("rank", axes[1]))
 
+    @jax.named_scope("lora")
     def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:
         """The correction to add to the frozen projection's output."""
         low = jnp.einsum("...i,ir->...r", x, self.lora_a[...].astype(x.dtype))
@@ -27,4 +40,5 @@ class Lora(nnx.Module):
     def delta(self) -> Float[Array, "*l I O"]:
         """What merging adds to the kernel, in fp32; leading layer axes are kept."""
         a, b = self.lora_a[...].astype(jnp.float32), self.lora_b[...].astype(jnp.float32)
-        return jnp.einsum("...ir,...ro->...io", a, b) * self.scale
+        # On TPUs the default precision would round the factors to bf16.
+        return jnp.einsum("...ir,...ro->...io", a, b, precision="highest") * self.scale

@@ -18,6 +18,7 @@ class LayerNorm(nnx.Module):
         self.scale = param(rngs, _ONES, (features,), ("norm",))
         self.bias = param(rngs, _ZEROS, (features,), ("norm",))
 
+    @jax.named_scope("layer_norm")
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         """Normalises each vector."""
         wide = x.astype(jnp.float32)
@@ -33,6 +34,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.scale = param(rngs, _ONES, (features,), ("norm",))
 
+    @jax.named_scope("rms_norm")
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         """Normalises each vector."""
         wide = x.astype(jnp.float32)
@@ -51,6 +53,7 @@ class GroupNorm(nnx.Module):
         self.scale = param(rngs, _ONES, (channels,), ("norm",))
         self.bias = param(rngs, _ZEROS, (channels,), ("norm",))
 
+    @jax.named_scope("group_norm")
     def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y x C"]:
         """Normalises each group of each picture."""
         b, h, w, c = x.shape

@@ -14,7 +14,10 @@ REMAT = {
 
 
 class Stack(nnx.Module):
-    """`layers` copies of a module with their parameters stacked on a leading axis."""
+    """`layers` copies of a module with their parameters stacked on a leading axis `layers`.
+
+    Layer l starts exactly as `build` would start it alone with the l-th split of the key.
+    """
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs):
         self.layers = layers
@@ -25,6 +28,8 @@ class Stack(nnx.Module):
             return build(keys)
 
         self.block = make(rngs)
+        for _, variable in nnx.to_flat_state(nnx.state(self.block, nnx.Param)):
+            variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
 
     def scan(
         self,
@@ -38,7 +43,12 @@ class Stack(nnx.Module):
     ) -> tuple[Any, Any]:
         """Runs `body(layer, carry, x) -> (carry, y)` over layers start..stop.
 
-        Returns the last carry and the stacked ys.
+        Args:
+          xs: per-layer inputs, one entry for every layer of the whole stack.
+          remat: what the backward pass recomputes: `none`, `full` (the whole body), or `dots`
+            (all but the products with parameters).
+
+        Returns the last carry and the ys of every layer, stacked.
         """
         graph, params = nnx.split(self.block)
 
@@ -47,12 +57,9 @@ class Stack(nnx.Module):
             return body(nnx.merge(graph, layer_params), carry, x)
 
         if remat != "none":
-            step = jax.checkpoint(step, policy=REMAT[remat])
-        if (start, stop) != (0, None):
+            # The loop already keeps XLA from merging the recomputation with the forward pass.
+            step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+        stop = self.layers if stop is None else stop
+        if (start, stop) != (0, self.layers):
             params, xs = jax.tree.map(lambda p: p[start:stop], (params, xs))
         return jax.lax.scan(step, carry, (params, xs))
-
-    def one(self, layer: int) -> Any:
-        """A single layer of the stack, for code that runs it outside the scan."""
-        graph, params = nnx.split(self.block)
-        return nnx.merge(graph, jax.tree.map(lambda p: p[layer], params))

@@ -1,0 +1,134 @@
+"""Region prompts: the reference's pooling cell by cell, its quirks, and the spatial variant."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from refvlm_jax.config.model import RegionPromptConfig
+from refvlm_jax.models.region_prompts import RegionPromptEncoder
+
+GRID, WIDTH, SIDE = 6, 5, 36
+RASTER = RegionPromptConfig(num_patches=9)
+SPATIAL = RegionPromptConfig(num_patches=9, pooling="spatial")
+
+
+def encoder(config: RegionPromptConfig = RASTER) -> RegionPromptEncoder:
+    return RegionPromptEncoder(config, WIDTH, GRID, nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def features() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, 3, GRID**2, WIDTH)).astype(np.float32)
+
+
+def masks_of(*boxes: tuple[int, int, int, int], side: int = SIDE) -> np.ndarray:
+    """uint8[2, 3, side, side]: the boxes (y0, y1, x0, x1) in raster order, the rest empty."""
+    masks = np.zeros((6, side, side), np.uint8)
+    for mask, (y0, y1, x0, x1) in zip(masks, boxes, strict=False):
+        mask[y0:y1, x0:x1] = 1
+    return masks.reshape(2, 3, side, side)
+
+
+def pooled(config: RegionPromptConfig, features: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Pooled tokens [B, P, 9, C] without the position code."""
+    module = encoder(config)
+    tokens = module(jnp.asarray(features), jnp.asarray(masks)) - module.position[...]
+    return np.asarray(tokens)[:, :, : config.num_patches]
+
+
+def test_raster_pooling_is_runs_of_consecutive_cells(features: np.ndarray) -> None:
+    masks = masks_of((0, 36, 0, 36), (6, 30, 12, 24), (0, 12, 0, 6), (30, 36, 0, 36))
+    found = pooled(RASTER, features, masks)
+    # Whole cells of 6 pixels: a cell belongs to the region when its centre does.
+    cells = masks[:, :, 3::6, 3::6].reshape(2, 3, -1)
+    for b in range(2):
+        for p in range(3):
+            area = max(cells[b, p].sum(), 1)
+            for part in range(9):
+                run = range(4 * part, 4 * part + 4)
+                want = sum(cells[b, p, i] * features[b, p, i] for i in run) / area
+                np.testing.assert_allclose(found[b, p, part], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [RASTER, SPATIAL])
+def test_parts_add_up_to_the_mean_of_the_region(
+    config: RegionPromptConfig, features: np.ndarray
+) -> None:
+    masks = masks_of((6, 24, 12, 36), (0, 6, 0, 6))
+    found = pooled(config, features, masks).sum(2)
+    grid = features.reshape(2, 3, GRID, GRID, WIDTH)
+    np.testing.assert_allclose(found[0, 0], grid[0, 0, 1:4, 2:6].mean((0, 1)), atol=1e-6)
+    np.testing.assert_allclose(found[0, 1], grid[0, 1, 0, 0], atol=1e-6)
+
+
+def test_spatial_pooling_is_a_grid_of_three_by_three(features: np.ndarray) -> None:
+    found = pooled(SPATIAL, features, masks_of((0, 36, 0, 36)))[0, 0].reshape(3, 3, WIDTH)
+    cells = features[0, 0].reshape(3, 2, 3, 2, WIDTH)
+    np.testing.assert_allclose(found, cells.sum((1, 3)) / 36, atol=1e-6)
+
+
+def test_small_regions_vanish_in_raster_pooling_only(features: np.ndarray) -> None:
+    masks = masks_of((6, 7, 12, 13))
+    assert np.abs(pooled(RASTER, features, masks)[0, 0]).max() == 0
+    kept = pooled(SPATIAL, features, masks)[0, 0].sum(0)
+    np.testing.assert_allclose(kept, features[0, 0, 1 * GRID + 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [36, 40, 7, 3])
+def test_spatial_pooling_takes_masks_of_any_size(side: int, features: np.ndarray) -> None:
+    """Exactly the cells that share area with the region, by exact integer arithmetic."""
+    y, x = side // 3, side - 1
+    found = pooled(SPATIAL, features, masks_of((y, y + 1, x, x + 1), side=side))[0, 0].sum(0)
+    rows = [g for g in range(GRID) if g * side < (y + 1) * GRID and (g + 1) * side > y * GRID]
+    columns = [g for g in range(GRID) if g * side < (x + 1) * GRID and (g + 1) * side > x * GRID]
+    cells = features[0, 0].reshape(GRID, GRID, WIDTH)[np.ix_(rows, columns)]
+    np.testing.assert_allclose(found, cells.mean((0, 1)), atol=1e-6)
+
+
+def test_an_empty_mask_is_finite_in_value_and_gradient(features: np.ndarray) -> None:
+    module, masks = encoder(), jnp.asarray(masks_of())
+    value, grad = jax.value_and_grad(lambda f: module(f, masks).sum())(jnp.asarray(features))
+    assert np.isfinite(value) and np.isfinite(grad).all()
+    assert np.abs(pooled(RASTER, features, np.asarray(masks))).max() == 0
+
+
+def test_the_mask_token_is_a_constant(features: np.ndarray) -> None:
+    module = encoder()
+    masks = jnp.asarray(masks_of((0, 36, 0, 36), (0, 6, 0, 6), (6, 30, 12, 24), (0, 9, 0, 36)))
+    tokens = np.asarray(module(jnp.asarray(features), masks) - module.position[...])[:, :, 9]
+    kernel, bias = module.mask_token.kernel[...], module.mask_token.bias[...]
+    for filled in tokens.reshape(6, -1)[:4]:
+        np.testing.assert_allclose(filled, kernel[0] / GRID**2 + bias, atol=1e-6)
+    np.testing.assert_allclose(tokens[1, 2], bias, atol=1e-6)
+
+
+def test_features_may_be_shared_by_the_prompts_of_a_row(features: np.ndarray) -> None:
+    module, masks = encoder(), jnp.asarray(masks_of((6, 30, 12, 24), (0, 12, 0, 6)))
+    shared = features[:, 0]
+    repeated = np.repeat(shared[:, None], 3, axis=1)
+    np.testing.assert_allclose(module(shared, masks), module(repeated, masks), atol=1e-6)
+
+
+def test_token_count_position_code_and_dtype(features: np.ndarray) -> None:
+    bare = RegionPromptConfig(num_patches=9, mask_token=False)
+    module, masks = encoder(bare), jnp.asarray(masks_of())
+    tokens = module(jnp.asarray(features, jnp.bfloat16), masks)
+    assert tokens.shape == (2, 3, 9, WIDTH) and tokens.dtype == jnp.bfloat16
+    want = module.position[...].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(tokens[0, 0], want)
+    assert encoder()(jnp.asarray(features), masks).shape == (2, 3, 10, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RegionPromptConfig(num_patches=7), "num_patches=7 does not divide the 36 raster cells"),
+        (RegionPromptConfig(num_patches=8, pooling="spatial"), "num_patches=8 must be a square"),
+        (RegionPromptConfig(num_patches=49, pooling="spatial"), "at most 36 cells"),
+    ],
+)
+def test_impossible_partitions_are_refused(config: RegionPromptConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoder(config)
