@@ -75,7 +75,9 @@ def shapes_world_recipe(world: Path, split: str) -> BuildRecipe:
         entries=(
             SourceEntry("coco_instances", at(f"annotations/instances_{split}.json")),
             SourceEntry("coco_captions", at(f"annotations/captions_{split}.json")),
-            SourceEntry("expressions", at(f"refs/refs_{split}.jsonl")),
+            # The expression as phrase: a small model then learns one skill, from phrase to place,
+            # in referring and in grounded answers alike.
+            SourceEntry("expressions", at(f"refs/refs_{split}.jsonl"), {"phrase": "expression"}),
             SourceEntry("vqa", at(f"vqa/vqa_{split}.jsonl")),
             SourceEntry("interactive", at(f"interactive/coco_interactive_{split}.json")),
             SourceEntry("flickr_boxes", at(f"gcg/flickr_boxes_{split}.jsonl")),
@@ -112,26 +114,42 @@ def refcoco_recipe(root: Path, split: str) -> BuildRecipe:
     )
 
 
+FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
+    "coco_instances": coco.instances,
+    "coco_captions": coco.captions,
+    "expressions": refcoco.expressions,
+    "vqa": vqa.questions,
+    "interactive": interactive.regions,
+    "flickr_boxes": grounded.flickr_boxes,
+    "open_psg": grounded.open_psg,
+}
+"""Converters by name."""
+_NEEDS = {"vqa": "sizes", "flickr_boxes": "sizes", "interactive": "categories"}
+"""What a converter takes from the recipe's instances file besides its own."""
+
+
 def _converters(recipe: BuildRecipe) -> Iterator[tuple[SourceEntry, Converter]]:
     content = read_json(Path(recipe.instances), keys=("images", "categories"))
-    sizes = {row["file_name"]: (row["width"], row["height"]) for row in content["images"]}
-    names = {row["id"]: row["name"] for row in content["categories"]}
-    families: dict[str, Callable[..., Iterator[Dialog]]] = {
-        "coco_instances": coco.instances,
-        "coco_captions": coco.captions,
-        "expressions": refcoco.expressions,
-        "vqa": partial(vqa.questions, sizes=sizes),
-        "interactive": partial(interactive.regions, categories=names),
-        "flickr_boxes": partial(grounded.flickr_boxes, sizes=sizes),
-        "open_psg": grounded.open_psg,
+    # Damaged rows are named by the converter that reads this file for its own sake.
+    images = _complete(content["images"], "file_name", "width", "height")
+    lists = {
+        "sizes": {name: (width, height) for name, width, height in images},
+        "categories": dict(_complete(content["categories"], "id", "name")),
     }
     for entry in recipe.entries:
-        if entry.family not in families:
-            raise SourceError(f"unknown source family {entry.family!r}; known: {sorted(families)}")
-        convert = partial(
-            families[entry.family], Path(entry.file), recipe.split, recipe.folder, **entry.options
+        if entry.family not in FAMILIES:
+            raise SourceError(f"unknown source family {entry.family!r}; known: {sorted(FAMILIES)}")
+        needed = (
+            {_NEEDS[entry.family]: lists[_NEEDS[entry.family]]} if entry.family in _NEEDS else {}
         )
-        yield entry, _with_drops(convert)
+        place = (Path(entry.file), recipe.split, recipe.folder)
+        yield entry, _with_drops(partial(FAMILIES[entry.family], *place, **needed, **entry.options))
+
+
+def _complete(rows: list[Any], *keys: str) -> list[tuple[Any, ...]]:
+    """The named values of every row that has them all, as plain numbers and strings."""
+    found = [tuple(row.get(k) for k in keys) for row in rows if isinstance(row, dict)]
+    return [values for values in found if all(isinstance(v, int | str) for v in values)]
 
 
 def _with_drops(convert: Callable[..., Iterator[Dialog]]) -> Converter:

@@ -22,9 +22,14 @@ class Finding:
 
 
 def repair(dialog: Dialog) -> Dialog:
-    """Without regions that nothing refers to; crowd regions stay for scoring."""
+    """Without regions that nothing refers to; crowd regions stay for scoring.
+
+    A record that refers to regions it lacks is left to `validate`.
+    """
     used = {p.region for t in dialog.turns for p in t.prompts}
     used |= {k for t in dialog.turns for s in t.spans for k in s.targets}
+    if not used <= set(range(len(dialog.regions))):
+        return dialog
     keep = [k for k, r in enumerate(dialog.regions) if k in used or r.is_crowd]
     if len(keep) == len(dialog.regions):
         return dialog

@@ -12,8 +12,12 @@ PEOPLE = {1: 0.15, 2: 0.35, 3: 0.5}
 """Chance that a scene has a person."""
 OVERLAP = {1: 0.0, 2: 0.15, 3: 0.45}
 """Share of the smaller radius that two objects may overlap."""
-SMALL, LARGE = (0.08, 0.105), (0.14, 0.175)
-"""Radius relative to the long side."""
+RADII = {
+    1: {"small": (0.1, 0.125), "large": (0.17, 0.21)},
+    2: {"small": (0.08, 0.105), "large": (0.14, 0.175)},
+    3: {"small": (0.08, 0.105), "large": (0.14, 0.175)},
+}
+"""Range of the radius by level and size word, as a share of the picture's long side."""
 
 
 @dataclass
@@ -93,9 +97,7 @@ def _place(scene: Scene, rng: np.random.Generator, pair: tuple[str, str]) -> boo
         person = pair[0] == PERSON
         size = "large" if person else str(rng.choice(["small", "large"]))
         radius = long * (
-            rng.uniform(0.15, 0.19)
-            if person
-            else rng.uniform(*(SMALL if size == "small" else LARGE))
+            rng.uniform(0.15, 0.19) if person else rng.uniform(*RADII[scene.level][size])
         )
         if 2 * radius + 2 >= min(scene.width, scene.height):
             continue

@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ class Drops:
         self.lines.append(f"{where}: dropped [{code}]: {message}")
         _LOG.warning(self.lines[-1])
 
+    @contextmanager
+    def guard(self, where: str) -> Iterator[None]:
+        """Drops the record read inside the block, aloud, when it is unusable.
+
+        A native file is anybody's: a field of another type than its format says is a bad record
+        too, not a reason to lose the ones after it.
+        """
+        try:
+            yield
+        except RecordError as error:
+            self.add(error.code, where, str(error))
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+            kind = type(error).__name__
+            text = " ".join(str(error).split())
+            self.add(
+                "V01", where, f"a field is not what the format says ({kind}: {text}); repair it"
+            )
+
 
 def read_json(path: Path, *, keys: tuple[str, ...] = ()) -> Any:
     """A whole JSON file.
@@ -57,6 +76,14 @@ def read_json(path: Path, *, keys: tuple[str, ...] = ()) -> Any:
     missing = [k for k in keys if not isinstance(content, dict) or k not in content]
     if missing:
         raise SourceError(f"{path}: no {missing} at the top level; is it another file version?")
+    return content
+
+
+def read_list(path: Path) -> list[Any]:
+    """A JSON file whose top level is a list; errors as `read_json`."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise SourceError(f"{path}: the top level is no list; is it another file version?")
     return content
 
 
@@ -81,9 +108,21 @@ def read_lines(path: Path, drops: Drops) -> Iterator[tuple[int, dict[str, Any]]]
 
 def need(row: dict[str, Any], *keys: str) -> list[Any]:
     """Values of fields that must be there."""
+    if not isinstance(row, dict):
+        raise RecordError("V01", f"{row!r:.60} is not a JSON object; repair the record")
     if missing := [k for k in keys if k not in row]:
         raise RecordError("V01", f"fields {missing} are missing; is it another file version?")
     return [row[k] for k in keys]
+
+
+def picture(name: Any, folder: str, width: Any, height: Any) -> MediaRef:
+    """The picture `name` of `folder`, its size checked to be whole and positive."""
+    if not isinstance(name, str) or not name:
+        raise RecordError("V02", f"picture name {name!r} is not a file name; correct it")
+    sides = (width, height)
+    if any(not isinstance(s, int) or isinstance(s, bool) or not 0 < s < 65536 for s in sides):
+        raise RecordError("V02", f"picture size {width!r} x {height!r} is no size; correct it")
+    return MediaRef(path=f"{folder}/{name}" if folder else name, width=width, height=height)
 
 
 def box_xyxy(values: Any, image: MediaRef) -> tuple[float, float, float, float]:

@@ -11,6 +11,7 @@ from data_pipelines.sources.base import (
     RecordError,
     clean_name,
     need,
+    picture,
     read_json,
     region,
 )
@@ -21,7 +22,7 @@ from refvlm_jax.trp.tokens import Unit
 def media(row: dict[str, Any], folder: str) -> MediaRef:
     """The picture of an `images` row."""
     name, width, height = need(row, "file_name", "width", "height")
-    return MediaRef(path=f"{folder}/{name}" if folder else name, width=width, height=height)
+    return picture(name, folder, width, height)
 
 
 def instances(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dialog]:
@@ -30,36 +31,56 @@ def instances(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dia
     Crowd regions are never targets; they stay in the record so that scoring can ignore them.
     """
     content = read_json(path, keys=("images", "annotations", "categories"))
-    names = {row["id"]: clean_name(row["name"]) for row in content["categories"]}
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in content["annotations"]:
-        by_image[row.get("image_id", -1)].append(row)
-    for row in content["images"]:
-        where = f"{path}, image {row.get('id')}"
-        try:
+    names = category_names(content["categories"], path, drops)
+    by_image = _by_image(content["annotations"], path, drops)
+    for place, row in enumerate(content["images"]):
+        found: list[Dialog] = []
+        with drops.guard(_where(path, "image", row, place)):
+            (number,) = need(row, "id")
             image = media(row, folder)
-        except RecordError as error:
-            drops.add(error.code, where, str(error))
-            continue
-        regions = _regions(by_image.get(row["id"], []), image, names, path, drops)
-        if any(not r.is_crowd for r in regions):
-            yield from (_objects(task, regions, image, split, row["id"]) for task in ("T13", "T14"))
+            regions = _regions(by_image.get(number, []), image, names, path, drops)
+            if any(not r.is_crowd for r in regions):
+                found = [_objects(task, regions, image, split, number) for task in ("T13", "T14")]
+        yield from found
+
+
+def category_names(rows: Any, path: Path, drops: Drops) -> dict[int, str]:
+    """Clean class names by id."""
+    names: dict[int, str] = {}
+    for place, row in enumerate(rows):
+        with drops.guard(_where(path, "category", row, place)):
+            number, name = need(row, "id", "name")
+            names[number] = clean_name(name)
+    return names
+
+
+def _by_image(rows: Any, path: Path, drops: Drops) -> dict[int, list[dict[str, Any]]]:
+    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        with drops.guard(_where(path, "annotation", row, place)):
+            (number,) = need(row, "image_id")
+            by_image[number].append(row)
+    return by_image
+
+
+def _where(path: Path, kind: str, row: Any, place: int) -> str:
+    """A record as errors name it: by its id, or by its place in the list when it has none."""
+    number = row.get("id") if isinstance(row, dict) else None
+    return f"{path}, {kind} {number}" if number is not None else f"{path}, {kind} at index {place}"
 
 
 def _regions(
     rows: list[dict[str, Any]], image: MediaRef, names: dict[int, str], path: Path, drops: Drops
 ) -> list[Region]:
-    found = []
-    for row in rows:
-        try:
+    found: list[Region] = []
+    for place, row in enumerate(rows):
+        with drops.guard(_where(path, "annotation", row, place)):
             if (category := names.get(row.get("category_id", -1))) is None:
                 raise RecordError(
                     "V01",
                     f"unknown category id {row.get('category_id')}; the file's `categories` lack it",
                 )
             found.append(region(row, image, category))
-        except RecordError as error:
-            drops.add(error.code, f"{path}, annotation {row.get('id')}", str(error))
     return found
 
 
@@ -102,30 +123,33 @@ def captions(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dial
     """T01: one dialogue a caption; all captions of the picture are its references."""
     content = read_json(path, keys=("images", "annotations"))
     texts: dict[int, list[str]] = defaultdict(list)
-    for row in content["annotations"]:
-        if caption := str(row.get("caption", "")).strip():
-            texts[row.get("image_id", -1)].append(" ".join(caption.split()))
-        else:
-            drops.add("V03", f"{path}, annotation {row.get('id')}", "empty caption; remove it")
+    for number, rows in _by_image(content["annotations"], path, drops).items():
+        for place, row in enumerate(rows):
+            if caption := str(row.get("caption", "")).strip():
+                texts[number].append(" ".join(caption.split()))
+            else:
+                where = _where(path, "annotation", row, place)
+                drops.add("V03", where, "empty caption; remove it")
+    for place, row in enumerate(content["images"]):
+        found: list[Dialog] = []
+        with drops.guard(_where(path, "image", row, place)):
+            (number,) = need(row, "id")
+            found = _captions(texts.get(number, []), media(row, folder), split, number)
+        yield from found
+
+
+def _captions(texts: list[str], image: MediaRef, split: str, image_id: int) -> list[Dialog]:
     spec = TASKS["T01"]
-    for row in content["images"]:
-        for number, text in enumerate(texts.get(row.get("id"), [])):
-            # Evaluation asks once a picture: the other captions are only references there.
-            if number and split != "train":
-                break
-            yield Dialog(
-                uid=f"coco_captions/{split}/{row['id']}/{number}",
-                source="coco_captions",
-                split=split,
-                task_id="T01",
-                image=media(row, folder),
-                turns=[
-                    Turn(
-                        task_name=spec.command,
-                        bank=spec.bank,
-                        answer=text,
-                        references=texts[row["id"]],
-                    )
-                ],
-                provenance={"image_id": row["id"]},
-            )
+    # Evaluation asks once a picture: the other captions are only references there.
+    return [
+        Dialog(
+            uid=f"coco_captions/{split}/{image_id}/{number}",
+            source="coco_captions",
+            split=split,
+            task_id="T01",
+            image=image,
+            turns=[Turn(task_name=spec.command, bank=spec.bank, answer=text, references=texts)],
+            provenance={"image_id": image_id},
+        )
+        for number, text in enumerate(texts if split == "train" else texts[:1])
+    ]

@@ -13,8 +13,9 @@ from data_pipelines.sources.base import (
     box_xyxy,
     mask_of,
     need,
-    read_json,
+    picture,
     read_lines,
+    read_list,
 )
 from data_pipelines.tasks import TASKS
 from refvlm_jax.trp.tokens import Unit
@@ -27,27 +28,40 @@ def flickr_boxes(
 ) -> Iterator[Dialog]:
     """T19 of every row {image_id, boxes, sentence with <ph_st>...<ph_ed>, boxes_seq}."""
     for number, row in read_lines(path, drops):
-        try:
-            name, sentence, boxes, sequence = need(
-                row, "image_id", "sentence", "boxes", "boxes_seq"
-            )
-            if name not in sizes:
-                raise RecordError("V02", f"picture {name} is not in the image list; add it")
-            image = _media(name, folder, *sizes[name])
-            regions = [Region(box=box_xyxy(box, image)) for box in boxes]
-            answer, places = strip_marks(sentence)
-            if len(places) != len(sequence):
-                raise RecordError(
-                    "V10", f"{len(places)} phrases, {len(sequence)} box lists; they must agree"
-                )
-            spans = [
-                Span(start=s, end=e, unit=Unit.BOX, targets=list(t))
-                for (s, e), t in zip(places, sequence, strict=True)
-                if t
-            ]
-            yield _dialog("T19", "flickr30k", split, number, image, regions, answer, spans, row)
-        except RecordError as error:
-            drops.add(error.code, f"{path}:{number}", str(error))
+        found: list[Dialog] = []
+        with drops.guard(f"{path}:{number}"):
+            found = [_flickr_dialog(row, number, split, folder, sizes)]
+        yield from found
+
+
+def _flickr_dialog(
+    row: dict[str, Any], number: int, split: str, folder: str, sizes: dict[str, tuple[int, int]]
+) -> Dialog:
+    name, sentence, boxes, sequence = need(row, "image_id", "sentence", "boxes", "boxes_seq")
+    if name not in sizes:
+        raise RecordError("V02", f"picture {name} is not in the image list; add it")
+    image = picture(name, folder, *sizes[name])
+    regions = [Region(box=box_xyxy(box, image)) for box in boxes]
+    answer, places = strip_marks(sentence)
+    if len(places) != len(sequence):
+        raise RecordError(
+            "V10", f"{len(places)} phrases, {len(sequence)} box lists; they must agree"
+        )
+    spans = [
+        Span(start=s, end=e, unit=Unit.BOX, targets=_checked_targets(t, len(regions)))
+        for (s, e), t in zip(places, sequence, strict=True)
+        if t
+    ]
+    return _dialog("T19", "flickr30k", split, number, image, regions, answer, spans, row)
+
+
+def _checked_targets(targets: Any, boxes: int) -> list[int]:
+    whole = isinstance(targets, list) and all(type(k) is int for k in targets)
+    if not whole or not all(0 <= k < boxes for k in targets):
+        raise RecordError(
+            "V10", f"box list {targets!r} does not point into {boxes} boxes; correct it"
+        )
+    return targets
 
 
 def strip_marks(sentence: str) -> tuple[str, list[tuple[int, int]]]:
@@ -63,22 +77,25 @@ def strip_marks(sentence: str) -> tuple[str, list[tuple[int, int]]]:
 
 def open_psg(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dialog]:
     """T20 of every row {file_name, caption, groundings: {phrase: {token_positives, rle_masks}}}."""
-    for number, row in enumerate(read_json(path)):
-        try:
-            name, caption, groundings = need(row, "file_name", "caption", "groundings")
-            width, height = _size(row, groundings)
-            image = _media(name, folder, width, height)
-            regions: list[Region] = []
-            spans = []
-            for phrase, found in groundings.items():
-                place, masks = need(found, "token_positives", "rle_masks")
-                start, end = _checked_place(place, phrase, caption)
-                targets = list(range(len(regions), len(regions) + len(masks)))
-                regions += [_masked(m, image) for m in masks]
-                spans.append(Span(start=start, end=end, unit=Unit.MASK, targets=targets))
-            yield _dialog("T20", "open_psg", split, number, image, regions, caption, spans, row)
-        except RecordError as error:
-            drops.add(error.code, f"{path}, row {number}", str(error))
+    for number, row in enumerate(read_list(path)):
+        found: list[Dialog] = []
+        with drops.guard(f"{path}, row {number}"):
+            found = [_psg_dialog(row, number, split, folder)]
+        yield from found
+
+
+def _psg_dialog(row: dict[str, Any], number: int, split: str, folder: str) -> Dialog:
+    name, caption, groundings = need(row, "file_name", "caption", "groundings")
+    image = picture(name, folder, *_size(row, groundings))
+    regions: list[Region] = []
+    spans = []
+    for phrase, found in groundings.items():
+        place, masks = need(found, "token_positives", "rle_masks")
+        start, end = _checked_place(place, phrase, caption)
+        targets = list(range(len(regions), len(regions) + len(masks)))
+        regions += [_masked(m, image) for m in masks]
+        spans.append(Span(start=start, end=end, unit=Unit.MASK, targets=targets))
+    return _dialog("T20", "open_psg", split, number, image, regions, caption, spans, row)
 
 
 def _size(row: dict[str, Any], groundings: dict[str, Any]) -> tuple[int, int]:
@@ -103,10 +120,6 @@ def _checked_place(place: Any, phrase: str, caption: str) -> tuple[int, int]:
 def _masked(segmentation: Any, image: MediaRef) -> Region:
     mask = mask_of(segmentation, image)
     return Region(box=box_of(mask), mask=mask)
-
-
-def _media(name: str, folder: str, width: int, height: int) -> MediaRef:
-    return MediaRef(path=f"{folder}/{name}" if folder else name, width=width, height=height)
 
 
 def _dialog(

@@ -12,7 +12,8 @@ from data_pipelines.sources.base import (
     clean_name,
     mask_of,
     need,
-    read_json,
+    picture,
+    read_list,
 )
 from data_pipelines.sources.base import region as annotated_region
 from data_pipelines.tasks import TASKS
@@ -22,13 +23,21 @@ def regions(
     path: Path, split: str, folder: str, drops: Drops, categories: dict[int, str]
 ) -> Iterator[Dialog]:
     """T21, T22, T08 and T09 of every annotation, one dialogue for each kind the task allows."""
-    for item in read_json(path):
-        for annotation in item.get("anns", []):
-            where = f"{path}, annotation {annotation.get('id')}"
-            try:
-                yield from _dialogs(item, annotation, split, folder, categories)
-            except RecordError as error:
-                drops.add(error.code, where, str(error))
+    for place, item in enumerate(read_list(path)):
+        annotations: list[dict[str, Any]] = []
+        with drops.guard(f"{path}, item {place}"):
+            (annotations,) = need(item, "anns")
+            annotations = list(annotations)
+        for annotation in annotations:
+            found: list[Dialog] = []
+            with drops.guard(f"{path}, annotation {_number(annotation, place)}"):
+                found = list(_dialogs(item, annotation, split, folder, categories))
+            yield from found
+
+
+def _number(annotation: Any, place: int) -> str:
+    known = isinstance(annotation, dict) and "id" in annotation
+    return str(annotation["id"]) if known else f"of item {place}"
 
 
 def _dialogs(
@@ -40,7 +49,8 @@ def _dialogs(
 ) -> Iterator[Dialog]:
     name, info = need(item, "image", "image_info")
     width, height = need(info, "width", "height")
-    image = MediaRef(path=f"{folder}/{name}" if folder else name, width=width, height=height)
+    image = picture(name, folder, width, height)
+    need(annotation, "id")
     if (category := categories.get(annotation.get("category_id", -1))) is None:
         raise RecordError(
             "V01", f"unknown category id {annotation.get('category_id')}; use COCO's categories"

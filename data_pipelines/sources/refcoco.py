@@ -4,8 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.records import Dialog, MediaRef, Prompt, PromptKind, Region, Span, Turn
-from data_pipelines.sources.base import Drops, RecordError, box_xyxy, mask_of, need, read_lines
+from data_pipelines.records import Dialog, Prompt, PromptKind, Region, Span, Turn
+from data_pipelines.sources.base import (
+    Drops,
+    RecordError,
+    box_xyxy,
+    mask_of,
+    need,
+    picture,
+    read_lines,
+)
 from data_pipelines.tasks import TASKS
 
 TARGET = "target"
@@ -21,10 +29,10 @@ def expressions(
       phrase: "target", or "expression" to repeat the expression as the phrase.
     """
     for number, row in read_lines(path, drops):
-        try:
-            yield from _dialogs(row, number, split, folder, phrase)
-        except RecordError as error:
-            drops.add(error.code, f"{path}:{number}", str(error))
+        found: list[Dialog] = []
+        with drops.guard(f"{path}:{number}"):
+            found = list(_dialogs(row, number, split, folder, phrase))
+        yield from found
 
 
 def _dialogs(
@@ -36,7 +44,7 @@ def _dialogs(
     expression = " ".join(str(expression).split())
     if not expression:
         raise RecordError("V18", "empty expression; remove the row")
-    image = MediaRef(path=f"{folder}/{name}" if folder else name, width=width, height=height)
+    image = picture(name, folder, width, height)
     found = Region(box=box_xyxy(bbox, image), mask=mask_of(segmentation, image))
     ids: dict[str, Any] = {k: row[k] for k in ("image_id", "ann_id", "ref_id") if k in row}
     written = TARGET if phrase == TARGET else expression

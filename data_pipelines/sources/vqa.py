@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.records import Dialog, MediaRef, Turn
-from data_pipelines.sources.base import Drops, RecordError, need, read_lines
+from data_pipelines.records import Dialog, Turn
+from data_pipelines.sources.base import Drops, RecordError, need, picture, read_lines
 from data_pipelines.tasks import TASKS
 
 
@@ -18,10 +18,10 @@ def questions(
       sizes: width and height by file name, which these rows do not carry.
     """
     for number, row in read_lines(path, drops):
-        try:
-            yield _dialog(row, split, folder, sizes)
-        except RecordError as error:
-            drops.add(error.code, f"{path}:{number}", str(error))
+        found: list[Dialog] = []
+        with drops.guard(f"{path}:{number}"):
+            found = [_dialog(row, split, folder, sizes)]
+        yield from found
 
 
 def _dialog(
@@ -40,7 +40,7 @@ def _dialog(
         source="vqa",
         split=split,
         task_id="T03",
-        image=MediaRef(path=f"{folder}/{name}" if folder else name, width=width, height=height),
+        image=picture(name, folder, width, height),
         turns=[
             Turn(
                 task_name=spec.command,

@@ -13,6 +13,7 @@ from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from refvlm_jax.cli.run import batch_spec
 from refvlm_jax.config.schema import DataConfig, RunConfig
+from refvlm_jax.trp.format import AnswerStyle
 
 
 def encode_options(config: RunConfig, **changes: object) -> EncodeOptions:
@@ -21,6 +22,13 @@ def encode_options(config: RunConfig, **changes: object) -> EncodeOptions:
         spec=batch_spec(config), register=config.data.register, plan=config.data.plan_block
     )
     return replace(options, **changes)  # type: ignore[arg-type]
+
+
+def answer_style(config: DataConfig) -> AnswerStyle:
+    """How answers refer under this configuration."""
+    if config.register == "coord":
+        return "coord"
+    return "plan" if config.plan_block else "direct"
 
 
 def tokenizer_of(config: RunConfig) -> Tokenizer:

@@ -10,14 +10,15 @@ import numpy as np
 from data_pipelines.records import Dialog
 from data_pipelines.shards import DialogStore, read_manifest
 from refvlm_jax.ckpt.manager import load_params
-from refvlm_jax.cli.data_setup import majority_answer
+from refvlm_jax.cli.data_setup import answer_style, majority_answer
 from refvlm_jax.cli.predict import make_engine, predict
 from refvlm_jax.cli.truths import select, truth_of
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.eval.baselines import Baseline, trivial_baselines
 from refvlm_jax.eval.records import Prediction, Truth, write_records
-from refvlm_jax.eval.score import ScoreTable, print_table, score
+from refvlm_jax.eval.score import ScoreTable, print_table, score, write_results
+from refvlm_jax.train.compile_cache import use_compile_cache
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         if not folder:
             raise ValueError(f"--data {item!r}: expected SPLIT=DIR, for example val=data/val")
         split = evaluate(config, params, name, Path(folder), out, majority=majority)
+        write_results(out / name, split.scores)
         print_table(split.scores, title=name)
     return 0
 
@@ -75,15 +77,17 @@ def evaluate(
     Args:
       majority: most frequent training answer, for the VQA baseline.
       limit: questions a task, instead of `eval.limit`.
-      tasks: only these task ids; empty for all.
+      tasks: only these task ids, instead of `eval.tasks`; empty for all.
     """
+    use_compile_cache()
+    tasks = tasks or config.eval.tasks
     store = DialogStore(data)
     chosen = (d for d in (store[i] for i in range(len(store))) if not tasks or d.task_id in tasks)
     dialogs = select(chosen, config.eval.limit if limit is None else limit)
     root = Path(read_manifest(data)["image_root"])
     engine = make_engine(config, params)
     predictions = list(predict(engine, config, dialogs, root, f"answering {name}"))
-    truths = [truth_of(dialog) for dialog in dialogs]
+    truths = [truth_of(dialog, answer_style(config.data)) for dialog in dialogs]
     out.mkdir(parents=True, exist_ok=True)
     write_records(out / f"{name}.predictions.jsonl", predictions)
     write_records(out / f"{name}.truths.jsonl", truths)

@@ -36,7 +36,8 @@ def build_model(config: RunConfig, rngs: nnx.Rngs) -> RefVLM:
 
 def task_of(config: RunConfig) -> Task:
     """The training objective of a run."""
-    weights = dict(config.optim.loss_weights) or loss_weights(config.model)
     return Task(
-        loss_sums=loss_sums, loss_counts=partial(loss_counts, config.model), weights=weights
+        loss_sums=loss_sums,
+        loss_counts=partial(loss_counts, config.model),
+        weights=loss_weights(config.model),
     )

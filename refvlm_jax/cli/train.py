@@ -24,8 +24,10 @@ def train(config: RunConfig, workdir: Path) -> int:
     """Trains to the configured number of steps, resuming from the newest checkpoint."""
     from refvlm_jax.cli.data_setup import check_data, train_batches
     from refvlm_jax.cli.run import build_model, task_of
+    from refvlm_jax.train.compile_cache import use_compile_cache
     from refvlm_jax.train.loop import fit
 
+    use_compile_cache()
     check_data(config.data)
     result = fit(
         config,

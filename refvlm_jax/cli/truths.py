@@ -8,6 +8,7 @@ from typing import Any
 from data_pipelines.records import Dialog, Mask, Region
 from data_pipelines.templates import render as render_template
 from refvlm_jax.eval.records import Instance, Triplet, Truth
+from refvlm_jax.trp.format import AnswerStyle
 from refvlm_jax.trp.render import render_answer
 from refvlm_jax.trp.spans import TextSpan
 
@@ -27,7 +28,7 @@ def select(dialogs: Iterable[Dialog], limit: int) -> list[Dialog]:
     return chosen
 
 
-def truth_of(dialog: Dialog) -> Truth:
+def truth_of(dialog: Dialog, style: AnswerStyle = "plan") -> Truth:
     """Ground truth of the first turn of a dialogue, in pixels of its picture."""
     turn, image = dialog.turns[0], dialog.image
     if image is None:
@@ -55,6 +56,7 @@ def truth_of(dialog: Dialog) -> Truth:
         references=list(turn.references) or [turn.answer],
         triplets=triplets,
         ignore=[_instance(region) for region in dialog.regions if region.is_crowd],
+        style=style,
     )
 
 

@@ -12,6 +12,7 @@ from refvlm_jax.config.schema import MeshConfig, OptimConfig, RunConfig
 
 # Integer or float fields that may be zero but not negative; every other number must be positive.
 _MAY_BE_ZERO = {
+    "attention_block",
     "images",
     "prompts",
     "refs",

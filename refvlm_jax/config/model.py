@@ -79,9 +79,13 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     sliding_window: int | None = None
+    attention_block: int = 0
+    """Queries attended at a time (`nn.attention.causal_attention`); 0 = all; for unsharded lengths."""
     tie_embeddings: bool = False
     embedding_init: float = 0.02
     """Standard deviation of token embeddings at birth; small models learn sooner from larger ones."""
+    unroll_layers: bool = False
+    """Layers follow one another instead of looping: faster for shallow models, slower to compile."""
     remat: Literal["none", "full", "dots"] = "full"
     """What a scanned block recomputes in the backward pass."""
     lora: LoraConfig | None = None
@@ -145,6 +149,9 @@ class RefVLMConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     region_prompts: RegionPromptConfig | None = field(default_factory=RegionPromptConfig)
     projector_depth: int = 2
+    kernel_gain: float = 1.0
+    """Factor on the kernels of tower, projector and decoders at birth. PyTorch's default shrinks the
+    variance of every layer to a third; 3^0.5 keeps it, which training from scratch is faster with."""
     llama: LlamaConfig = field(default_factory=LlamaConfig)
     box: BoxUnitConfig | None = field(default_factory=BoxUnitConfig)
     mask: MaskUnitConfig | None = field(default_factory=MaskUnitConfig)

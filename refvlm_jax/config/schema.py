@@ -145,6 +145,8 @@ class EvalConfig:
     """Samples a split, at most; 0 is all of them."""
     mask_threshold: float = 0.5
     """Probability from which a pixel belongs to a mask."""
+    tasks: tuple[str, ...] = ()
+    """Task ids to score; empty for all that a held-out split has."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ x1, y1, x2, y2. Masks are compressed COCO run-length strings with their size [he
 from dataclasses import dataclass, field
 from typing import Any
 
+from refvlm_jax.trp.format import AnswerStyle
+
 Box = tuple[float, float, float, float]
 Rle = dict[str, Any]
 """{"size": [height, width], "counts": compressed string}."""
@@ -87,6 +89,8 @@ class Truth:
     ignore: list[Instance] = field(default_factory=list)
     """Crowd regions: what is found inside them counts neither for nor against."""
     image_id: int = 0
+    style: AnswerStyle = "plan"
+    """How the answer was asked to refer (see `refvlm_jax.trp.format`)."""
 
     @property
     def texts(self) -> list[str]:

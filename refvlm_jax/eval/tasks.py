@@ -29,7 +29,8 @@ class TaskScorer:
 
 def format_terms(truth: Truth, prediction: Prediction | None) -> Terms:
     """Terms of format_valid."""
-    valid = prediction is not None and check_format(prediction.raw).valid
+    given = prediction is not None and bool(prediction.raw.strip())
+    valid = given and check_format(prediction.raw, truth.style).valid
     return {"format_valid": (float(valid), 1.0)}
 
 

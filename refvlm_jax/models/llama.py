@@ -17,7 +17,7 @@ from refvlm_jax.config.model import LlamaConfig
 from refvlm_jax.mesh import constrain
 from refvlm_jax.models.edits import Edit, Editor, Taps
 from refvlm_jax.models.llama_block import Attend, Block, Hidden, Keys, Queries
-from refvlm_jax.nn.attention import attention, causal_segment_mask
+from refvlm_jax.nn.attention import attention, causal_attention, causal_segment_mask
 from refvlm_jax.nn.norm import RMSNorm
 from refvlm_jax.nn.param import param
 from refvlm_jax.nn.rotary import rotary_angles
@@ -54,7 +54,9 @@ class Llama(nnx.Module):
         normal = jax.nn.initializers.normal
         shape = (config.vocab_size, config.width)
         self.embedding = param(rngs, normal(config.embedding_init), shape, ("vocab", "embed"))
-        self.blocks = Stack(lambda keys: Block(config, keys), config.layers, rngs)
+        self.blocks = Stack(
+            lambda keys: Block(config, keys), config.layers, rngs, unroll=config.unroll_layers
+        )
         self.norm = RMSNorm(config.width, rngs, eps=config.norm_eps)
         self.lm_head = (
             None
@@ -90,11 +92,12 @@ class Llama(nnx.Module):
           edits: activations to read or change on the way (see `refvlm_jax.models.edits`).
         """
         mask = causal_segment_mask(segment_ids, sliding_window=self.config.sliding_window)
+        block = self.config.attention_block
         angles, editor = self._angles(positions), Editor(edits or (), self.config.layers)
         taps: Taps = {}
 
         def attend(q: Queries, k: Keys, v: Keys) -> tuple[Queries, None]:
-            return attention(q, k, v, mask), None
+            return causal_attention(q, k, v, mask, block=block), None
 
         x = editor.apply("input_emb", None, embeddings, taps)
         for start, stop in editor.runs():
@@ -131,10 +134,14 @@ class Llama(nnx.Module):
         if size > slots:
             raise ValueError(f"prompts of {size} positions do not fit a cache of {slots} slots")
         mask = causal_segment_mask(segment_ids, sliding_window=self.config.sliding_window)
+        block = self.config.attention_block
         angles = self._angles(positions)
 
         def attend(q: Queries, k: Keys, v: Keys) -> tuple[Queries, tuple[Keys, Keys]]:
-            return attention(q, k, v, mask), (k.astype(cache.k.dtype), v.astype(cache.v.dtype))
+            return causal_attention(q, k, v, mask, block=block), (
+                k.astype(cache.k.dtype),
+                v.astype(cache.v.dtype),
+            )
 
         def body(block: Block, x: Hidden, _: None) -> tuple[Hidden, tuple[Keys, Keys]]:
             return block(x, angles, attend)

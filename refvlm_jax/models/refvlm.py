@@ -56,6 +56,12 @@ class UnitOutputs:
     mask_slots: SlotMap | None
 
 
+def _scale_kernels(part: nnx.Module, gain: float) -> None:
+    for path, variable in nnx.to_flat_state(nnx.state(part, nnx.Param)):
+        if path[-1] == "kernel":
+            variable[...] = variable[...] * gain
+
+
 class RefVLM(nnx.Module):
     """The whole model; every part is chosen by `RefVLMConfig`."""
 
@@ -74,6 +80,9 @@ class RefVLM(nnx.Module):
         query_dim = config.llama.width
         self.box = BoxUnit(config.box, dims, query_dim, rngs) if config.box else None
         self.mask = MaskUnit(config.mask, dims, query_dim, rngs) if config.mask else None
+        for part in (self.vision, self.region_prompts, self.projector, self.box, self.mask):
+            if part is not None and config.kernel_gain != 1.0:
+                _scale_kernels(part, config.kernel_gain)
 
     def encode_images(self, images: Array) -> VisionFeatures:
         """Features of pictures uint8[B, I, Y, X, 3], flattened to B*I."""

@@ -30,6 +30,30 @@ def attention(
     return jnp.einsum("bghst,btgk->bsghk", weights, v).reshape(b, s, h, d)
 
 
+def causal_attention(
+    q: Float[Array, "B S H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    mask: Bool[Array, "B 1 S S"],
+    *,
+    block: int = 0,
+) -> Float[Array, "B S H K"]:
+    """Causal `attention`, `block` queries at a time (0 = all at once), equal up to rounding.
+
+    A block leaves out the keys after its last query, and keeps nothing but its inputs for the
+    backward pass: about half the products, and no S x S array is ever held.
+    """
+    length = q.shape[1]
+    if not block or length <= block:
+        return attention(q, k, v, mask)
+    parts = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        seen = mask[:, :, start:stop, :stop]
+        parts.append(jax.checkpoint(attention)(q[:, start:stop], k[:, :stop], v[:, :stop], seen))
+    return jnp.concatenate(parts, axis=1)
+
+
 def causal_segment_mask(
     segment_ids: Int[Array, "B S"], *, sliding_window: int | None = None
 ) -> Bool[Array, "B 1 S S"]:

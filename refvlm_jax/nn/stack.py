@@ -16,11 +16,21 @@ REMAT = {
 class Stack(nnx.Module):
     """`layers` copies of a module with their parameters stacked on a leading axis `layers`.
 
-    Layer l starts exactly as `build` would start it alone with the l-th split of the key.
+    Layer l starts exactly as `build` would start it alone with the l-th split of the key. `unroll`
+    lays the loop out: for stacks so shallow that carrying values through a loop costs more than the
+    layers do.
     """
 
-    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        build: Callable[[nnx.Rngs], nnx.Module],
+        layers: int,
+        rngs: nnx.Rngs,
+        *,
+        unroll: bool = False,
+    ):
         self.layers = layers
+        self.unroll = unroll
 
         @nnx.split_rngs(splits=layers)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -57,9 +67,9 @@ class Stack(nnx.Module):
             return body(nnx.merge(graph, layer_params), carry, x)
 
         if remat != "none":
-            # The loop already keeps XLA from merging the recomputation with the forward pass.
-            step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+            # A loop already keeps XLA from merging the recomputation with the forward pass.
+            step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=self.unroll)
         stop = self.layers if stop is None else stop
         if (start, stop) != (0, self.layers):
             params, xs = jax.tree.map(lambda p: p[start:stop], (params, xs))
-        return jax.lax.scan(step, carry, (params, xs))
+        return jax.lax.scan(step, carry, (params, xs), unroll=self.unroll)

@@ -1,9 +1,17 @@
 """Format compliance of a written answer, judged on its text alone."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from refvlm_jax.trp.answer import ParsedAnswer
+from refvlm_jax.trp.coords import parse_coords
 from refvlm_jax.trp.parse import parse_answer
+from refvlm_jax.trp.tokens import SPECIAL_TOKENS
+
+AnswerStyle = Literal["plan", "direct", "coord"]
+"""How an answer refers: planning block and `<REF>`, `<REF>` alone, or coordinates in the text."""
+_NUMERIC_BRACKET = re.compile(r"\[[\s\d.,;]*\d[\s\d.,;]*\]?")
 
 
 @dataclass(frozen=True)
@@ -35,9 +43,31 @@ class FormatReport:
         )
 
 
-def check_format(text: str) -> FormatReport:
-    """Checks one answer; never raises."""
-    return check_parsed(parse_answer(text))
+def check_format(text: str, style: AnswerStyle = "plan") -> FormatReport:
+    """Checks one answer; never raises. Rules that a style does not know count as kept.
+
+    A `direct` answer must not open with a planning block; a `coord` answer holds no tags, and every
+    bracket of numbers in it must be well-formed.
+    """
+    if style == "coord":
+        return _check_coords(text)
+    answer = parse_answer(text)
+    report = check_parsed(answer)
+    if style == "plan":
+        return report
+    return replace(report, cot_present=True, cot_flag_ok=answer.plan is None, self_consistent=True)
+
+
+def _check_coords(text: str) -> FormatReport:
+    plain = not any(token in text for token in SPECIAL_TOKENS)
+    well_formed = len(parse_coords(text)) == len(_NUMERIC_BRACKET.findall(text))
+    return FormatReport(
+        cot_present=True,
+        cot_flag_ok=True,
+        parse_ok=plain and well_formed,
+        self_consistent=True,
+        ref_index_ok=True,
+    )
 
 
 def check_parsed(answer: ParsedAnswer) -> FormatReport:

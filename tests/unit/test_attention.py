@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refvlm_jax.nn.attention import attention, causal_segment_mask
+from refvlm_jax.nn.attention import attention, causal_attention, causal_segment_mask
 from refvlm_jax.nn.rotary import rotary_angles, rotate
 
 
@@ -96,3 +96,18 @@ def test_rotary_scores_depend_on_distance_only() -> None:
 
     np.testing.assert_allclose(score(9, 4), score(105, 100), atol=1e-4)
     assert abs(score(9, 4) - score(9, 5)) > 1e-3
+
+
+@pytest.mark.parametrize("block", [3, 4, 16])
+def test_blocks_of_queries_change_nothing_but_rounding(block: int) -> None:
+    keys = jax.random.split(jax.random.key(1), 3)
+    q = jax.random.normal(keys[0], (2, 10, 4, 8))
+    k, v = (jax.random.normal(key, (2, 10, 2, 8)) for key in keys[1:])
+    mask = causal_segment_mask(jnp.array([[1] * 4 + [2] * 6, [1] * 7 + [0] * 3]), sliding_window=5)
+
+    def total(q: jax.Array, k: jax.Array, v: jax.Array, block: int) -> jax.Array:
+        return jnp.sin(causal_attention(q, k, v, mask, block=block)).sum()
+
+    whole = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v, 0)
+    parts = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v, block)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, parts)

@@ -19,9 +19,9 @@ def score(truths: Sequence[Truth], predictions: Predictions) -> Metrics:
     a phrase).
     """
     pairs = pair(truths, predictions)
-    reports = [check_format(prediction.raw if prediction else "") for _, prediction in pairs]
+    reports = [check_format(p.raw if p else "", truth.style) for truth, p in pairs]
     return {
-        "format_valid": mean(report.valid for report in reports),
+        "format_valid": mean(_given(pairs, reports, "valid")),
         "parse_ok": mean(_given(pairs, reports, "parse_ok")),
         "self_consistent": mean(_given(pairs, reports, "self_consistent")),
         "cot_flag_ok": mean(_given(pairs, reports, "cot_flag_ok")),

@@ -1,0 +1,18 @@
+"""The README's measured tables are those of the result files."""
+
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_tables_come_from_the_result_files() -> None:
+    module = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert module["filled"](text) == text
+
+
+def test_a_changed_number_is_noticed() -> None:
+    module = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
+    text = "<!-- table train_step -->\n| 1 |\n<!-- end train_step -->"
+    assert module["filled"](text) != text
