@@ -44,26 +44,26 @@ def get_config() -> ConfigDict:
         unroll_layers=True,
     )
     config.model.box = dict(
-        num_queries=12, features=(1, 3), width=96, layers=2, heads=4, mlp_dim=192,
+        num_queries=16, features=(1, 3), width=96, layers=2, heads=4, mlp_dim=192,
         dropout=0.0, mask_padding_queries=True,
         query_init=0.02, position_cycles=4.0, value_positions=True,
     )  # fmt: skip
     config.model.mask = dict(
-        num_queries=12, features=(1, 3), width=64, layers=2, heads=4, mlp_dim=128, norm_groups=8,
+        num_queries=16, features=(1, 3), width=64, layers=2, heads=4, mlp_dim=128, norm_groups=8,
         dropout=0.0, mask_padding_queries=True, focal_weight=40.0, dice_weight=4.0,
         query_init=0.02, position_cycles=4.0, value_positions=True,
     )  # fmt: skip
 
     config.data = dict(
         batch_size=16,
-        seq_len=256,
-        prompts=4,
-        refs=16,
-        mask_refs=10,
+        seq_len=384,
+        prompts=5,
+        refs=24,
+        mask_refs=16,
         mask_size=64,
         workers=0,
         threads=2,
-        merge=4,
+        merge=7,
         # REC and RES carry the headline metrics; detection and grounded captions teach the same
         # localisation with several references a row.
         weights={
@@ -84,9 +84,8 @@ def get_config() -> ConfigDict:
         },
     )
     config.optim = dict(
-        lr=2e-3, warmup_steps=100, schedule="cosine", end_lr_ratio=0.02, weight_decay=0.05,
+        lr=1e-3, warmup_steps=100, schedule="cosine", end_lr_ratio=0.02, weight_decay=0.05,
         beta1=0.9, beta2=0.98, clip_norm=1.0,
-        loss_weights={"llm": 4.0},
     )  # fmt: skip
     config.train = dict(steps=2400, log_every=20)
     config.ckpt = dict(every_steps=250, keep=2)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from refvlm_jax.nn.contract import contract
 from refvlm_jax.nn.param import Initializer, param
 
 
@@ -42,7 +43,7 @@ class Linear(nnx.Module):
     @jax.named_scope("linear")
     def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:
         """Applies the map."""
-        y = jnp.einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        y = contract(x, self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from refvlm_jax.config.model import LoraConfig
+from refvlm_jax.nn.contract import contract
 from refvlm_jax.nn.lora import Lora
 from refvlm_jax.nn.param import param
 
@@ -36,8 +37,6 @@ class Projection(nnx.Module):
         init = jax.nn.initializers.variance_scaling(
             scale, "fan_in", "normal", in_axis=places[:rank], out_axis=places[rank:]
         )
-        inner, outer = "ij"[:rank], "op"[: len(out_shape)]
-        self.einsum = f"...{inner},{inner}{outer}->...{outer}"
         self.in_rank = rank
         self.kernel = param(rngs, init, shape, axes)
         ends = (axes[0], axes[rank])
@@ -47,7 +46,7 @@ class Projection(nnx.Module):
     @jax.named_scope("projection")
     def __call__(self, x: Float[Array, "*b"]) -> Float[Array, "*c"]:
         """Contracts the trailing axes of x with the kernel, in the dtype of x."""
-        y = jnp.einsum(self.einsum, x, self.kernel[...].astype(x.dtype))
+        y = contract(x, self.kernel[...].astype(x.dtype), self.in_rank)
         if self.lora is None:
             return y
         flat = x.reshape(*x.shape[: x.ndim - self.in_rank], -1)
