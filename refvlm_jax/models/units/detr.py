@@ -85,8 +85,10 @@ class DetrDecoder(nnx.Module):
         rngs: nnx.Rngs,
         *,
         rate: float = 0.0,
+        remat: str = "none",
     ):
-        self.rate = rate
+        """`remat` is what the backward pass recomputes (`nn.stack.Stack.scan`)."""
+        self.rate, self.remat = rate, remat
         self.layers = Stack(lambda k: DetrLayer(width, heads, mlp_dim, k), layers, rngs)
         self.norm = LayerNorm(width, rngs)
 
@@ -109,5 +111,5 @@ class DetrDecoder(nnx.Module):
         def body(layer: DetrLayer, x: Queries, key: Array | None) -> tuple[Queries, None]:
             return layer(x, query_pos, memory, memory_key, mask, self.rate, key), None
 
-        x, _ = self.layers.scan(body, x, keys)
+        x, _ = self.layers.scan(body, x, keys, remat=self.remat)
         return self.norm(x)

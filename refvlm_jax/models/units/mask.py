@@ -11,7 +11,7 @@ from refvlm_jax.config.model import MaskUnitConfig
 from refvlm_jax.models.units.detr import DetrDecoder
 from refvlm_jax.models.units.features import Map
 from refvlm_jax.models.units.fpn import PixelDecoder
-from refvlm_jax.models.units.position import sine_position
+from refvlm_jax.models.units.memory import image_memory
 from refvlm_jax.nn.linear import MLP, Linear
 from refvlm_jax.nn.param import param
 
@@ -45,18 +45,12 @@ class MaskUnit(nnx.Module):
         """Mask logits at the resolution of the finest chosen map, in fp32."""
         chosen = [maps[i] for i in self.config.features]
         pixels = self.pixel_decoder(chosen)
-        coarse = chosen[-1]
-        memory = coarse.reshape(coarse.shape[0], -1, coarse.shape[-1])
-        if self.memory is not None:
-            memory = self.memory(memory)
-        position = jnp.asarray(
-            sine_position(
-                coarse.shape[1], coarse.shape[2], self.config.width, self.config.position_cycles
-            ),
-            memory.dtype,
+        memory, position = image_memory(
+            chosen[-1],
+            self.memory,
+            position_cycles=self.config.position_cycles,
+            value_positions=self.config.value_positions,
         )
-        if self.config.value_positions:
-            memory = memory + position
         x = self.decoder(
             self.query(queries),
             self.query_position[...],
