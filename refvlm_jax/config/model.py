@@ -155,3 +155,20 @@ class RefVLMConfig:
     llama: LlamaConfig = field(default_factory=LlamaConfig)
     box: BoxUnitConfig | None = field(default_factory=BoxUnitConfig)
     mask: MaskUnitConfig | None = field(default_factory=MaskUnitConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNextConfig:
+    """ConvNeXt visual tower (the trunk of open_clip's ConvNeXt-Large by default)."""
+
+    image_size: int = 512
+    """Side of the square input in pixels."""
+    depths: tuple[int, ...] = (3, 3, 27, 3)
+    """Blocks of each stage."""
+    dims: tuple[int, ...] = (192, 384, 768, 1536)
+    """Channels of each stage; each later stage halves the resolution."""
+    layer_scale: float = 1e-6
+    """Factor on every residual branch at birth."""
+    norm_eps: float = 1e-6
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
