@@ -46,14 +46,22 @@ class RegionPromptConfig:
     """Region-prompt encoder: pooled visual tokens for points, boxes, scribbles and masks."""
 
     num_patches: int = 9
-    pooling: Literal["raster", "spatial"] = "raster"
-    """`raster` = runs of consecutive cells, as released weights expect; `spatial` = a true 3x3 grid."""
+    pooling: Literal["raster", "spatial", "conv", "legacy"] = "raster"
+    """`raster` = runs of consecutive cells, as released weights expect; `spatial` = a true 3x3 grid;
+    `conv` = a strided convolution of the masked map; `legacy` = the region's mean and its weights, each
+    with its own map to the language model (`num_patches` is then 1)."""
     mask_token: bool = True
+    """One more token made of the region's weights alone."""
 
     @property
     def tokens(self) -> int:
         """Visual tokens of one prompt."""
         return self.num_patches + int(self.mask_token)
+
+    @property
+    def projects(self) -> bool:
+        """The tokens have the language model's width already and skip the shared projector."""
+        return self.pooling == "legacy"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from refvlm_jax.config.model import MaskUnitConfig
 from refvlm_jax.models.units.detr import DetrDecoder
-from refvlm_jax.models.units.features import Map
+from refvlm_jax.models.units.features import Map, multiple_select
 from refvlm_jax.models.units.fpn import PixelDecoder
 from refvlm_jax.models.units.position import sine_position
 from refvlm_jax.nn.linear import MLP, Linear
@@ -43,7 +43,7 @@ class MaskUnit(nnx.Module):
         dropout_key: Array | None = None,
     ) -> Float[Array, "B Q y x"]:
         """Mask logits at the resolution of the finest chosen map, in fp32."""
-        chosen = [maps[i] for i in self.config.features]
+        chosen = multiple_select(maps, self.config.features)
         pixels = self.pixel_decoder(chosen)
         coarse = chosen[-1]
         memory = coarse.reshape(coarse.shape[0], -1, coarse.shape[-1])
