@@ -113,6 +113,9 @@ class BoxUnitConfig:
     dropout: float = 0.1
     mask_padding_queries: bool = False
     """False lets empty query slots take part in self-attention, as released weights expect."""
+    empty_queries: Literal["bias", "zero"] = "bias"
+    """What an empty slot holds after the query projection: its bias, as released; zeros, as with the
+    adapter."""
     query_init: float = 1.0
     """Standard deviation of the learned query positions at birth; small ones train from scratch."""
     position_cycles: float = 1.0
@@ -139,6 +142,9 @@ class MaskUnitConfig:
     """Groups of the FPN's group normalisation."""
     dropout: float = 0.1
     mask_padding_queries: bool = False
+    empty_queries: Literal["bias", "zero"] = "bias"
+    """What an empty slot holds after the query projection: its bias, as released; zeros, as with the
+    adapter."""
     query_init: float = 1.0
     """Standard deviation of the learned query positions at birth; small ones train from scratch."""
     position_cycles: float = 1.0
@@ -180,3 +186,22 @@ class ConvNextConfig:
     norm_eps: float = 1e-6
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Two-way adapter between the language model's states and the unit decoders."""
+
+    groups: int = 32
+    """Phrases of a row that are adapted; the references of later ones are not decoded."""
+    phrase_length: int = 100
+    """Tokens of a phrase that are read."""
+    ref_length: int = 100
+    """References of a phrase that are adapted; further ones are not decoded."""
+    projection_dim: int = 8192
+    """Hidden width of the input projections."""
+    layers: int = 2
+    heads: int = 8
+    mlp_dim: int = 8192
+    remat: Literal["none", "full", "dots"] = "full"
+    """What a layer recomputes in the backward pass."""

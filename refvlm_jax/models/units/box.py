@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from refvlm_jax.config.model import BoxUnitConfig
-from refvlm_jax.models.units.detr import DetrDecoder
+from refvlm_jax.models.units.detr import DetrDecoder, project_queries
 from refvlm_jax.models.units.features import Map, resize_concat
 from refvlm_jax.models.units.position import sine_position
 from refvlm_jax.nn.linear import MLP, Linear
@@ -43,8 +43,9 @@ class BoxUnit(nnx.Module):
     ) -> Float[Array, "B Q 4"]:
         """(cx, cy, w, h) as fractions of the padded square, in fp32.
 
-        Empty slots hold zero queries, which the projection turns into its bias; released weights
-        were trained with them taking part in the self-attention, so that stays the default.
+        Empty slots hold zero queries, which the projection turns into its bias (see
+        `BoxUnitConfig.empty_queries`); released weights were trained with them taking part in the
+        self-attention, so that stays the default.
         """
         joined = resize_concat(maps, self.config.features)
         memory = self.memory(joined.reshape(joined.shape[0], -1, joined.shape[-1]))
@@ -57,7 +58,7 @@ class BoxUnit(nnx.Module):
         if self.config.value_positions:
             memory = memory + position
         x = self.decoder(
-            self.query(queries),
+            project_queries(self.query, queries, valid, self.config.empty_queries),
             self.query_position[...],
             memory,
             position,

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from refvlm_jax.config.model import MaskUnitConfig
-from refvlm_jax.models.units.detr import DetrDecoder
+from refvlm_jax.models.units.detr import DetrDecoder, project_queries
 from refvlm_jax.models.units.features import Map, multiple_select
 from refvlm_jax.models.units.fpn import PixelDecoder
 from refvlm_jax.models.units.position import sine_position
@@ -58,7 +58,7 @@ class MaskUnit(nnx.Module):
         if self.config.value_positions:
             memory = memory + position
         x = self.decoder(
-            self.query(queries),
+            project_queries(self.query, queries, valid, self.config.empty_queries),
             self.query_position[...],
             memory,
             position,
