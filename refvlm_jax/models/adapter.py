@@ -204,7 +204,8 @@ class TwoWayAdapter(nnx.Module):
 
         Args:
           hidden: last states of the language model. A token is read where it was predicted, one
-            position before its own, as the reference does here (and not without adapter).
+            position before its own, as the reference does here (and not without adapter); a token
+            at position 0 is read as zeros, so keep the last state of a prompt before an answer.
           patches: see `patch_states`.
         """
         rows, runs = table.valid.shape
