@@ -46,14 +46,22 @@ class RegionPromptConfig:
     """Region-prompt encoder: pooled visual tokens for points, boxes, scribbles and masks."""
 
     num_patches: int = 9
-    pooling: Literal["raster", "spatial"] = "raster"
-    """`raster` = runs of consecutive cells, as released weights expect; `spatial` = a true 3x3 grid."""
+    pooling: Literal["raster", "spatial", "conv", "legacy"] = "raster"
+    """`raster` = runs of consecutive cells, as released weights expect; `spatial` = a true 3x3 grid;
+    `conv` = a strided convolution of the masked map; `legacy` = the region's mean and its weights, each
+    with its own map to the language model (`num_patches` is then 1)."""
     mask_token: bool = True
+    """One more token made of the region's weights alone."""
 
     @property
     def tokens(self) -> int:
         """Visual tokens of one prompt."""
         return self.num_patches + int(self.mask_token)
+
+    @property
+    def projects(self) -> bool:
+        """The tokens have the language model's width already and skip the shared projector."""
+        return self.pooling == "legacy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,9 @@ class BoxUnitConfig:
     dropout: float = 0.1
     mask_padding_queries: bool = False
     """False lets empty query slots take part in self-attention, as released weights expect."""
+    empty_queries: Literal["bias", "zero"] = "bias"
+    """What an empty slot holds after the query projection: its bias, as released; zeros, as with the
+    adapter."""
     query_init: float = 1.0
     """Standard deviation of the learned query positions at birth; small ones train from scratch."""
     position_cycles: float = 1.0
@@ -131,6 +142,9 @@ class MaskUnitConfig:
     """Groups of the FPN's group normalisation."""
     dropout: float = 0.1
     mask_padding_queries: bool = False
+    empty_queries: Literal["bias", "zero"] = "bias"
+    """What an empty slot holds after the query projection: its bias, as released; zeros, as with the
+    adapter."""
     query_init: float = 1.0
     """Standard deviation of the learned query positions at birth; small ones train from scratch."""
     position_cycles: float = 1.0
@@ -247,3 +261,39 @@ class DepthUnitConfig:
     gradient_weight: float = 0.5
     gradient_scales: int = 4
     """Resolutions the gradients of the error are taken at, each half of the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNextConfig:
+    """ConvNeXt visual tower (the trunk of open_clip's ConvNeXt-Large by default)."""
+
+    image_size: int = 512
+    """Side of the square input in pixels."""
+    depths: tuple[int, ...] = (3, 3, 27, 3)
+    """Blocks of each stage."""
+    dims: tuple[int, ...] = (192, 384, 768, 1536)
+    """Channels of each stage; each later stage halves the resolution."""
+    layer_scale: float = 1e-6
+    """Factor on every residual branch at birth."""
+    norm_eps: float = 1e-6
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Two-way adapter between the language model's states and the unit decoders."""
+
+    groups: int = 32
+    """Phrases of a row that are adapted; the references of later ones are not decoded."""
+    phrase_length: int = 100
+    """Tokens of a phrase that are read."""
+    ref_length: int = 100
+    """References of a phrase that are adapted; further ones are not decoded."""
+    projection_dim: int = 8192
+    """Hidden width of the input projections."""
+    layers: int = 2
+    heads: int = 8
+    mlp_dim: int = 8192
+    remat: Literal["none", "full", "dots"] = "full"
+    """What a layer recomputes in the backward pass."""

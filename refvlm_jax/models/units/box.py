@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from refvlm_jax.config.model import BoxUnitConfig
-from refvlm_jax.models.units.detr import DetrDecoder
+from refvlm_jax.models.units.detr import DetrDecoder, project_queries
 from refvlm_jax.models.units.features import Map, resize_concat
 from refvlm_jax.models.units.memory import image_memory
 from refvlm_jax.nn.linear import MLP, Linear
@@ -53,8 +53,9 @@ class BoxUnit(nnx.Module):
     ) -> Float[Array, "B Q d"]:
         """Decoded queries after the final norm, before the head.
 
-        Empty slots hold zero queries, which the projection turns into its bias; released weights
-        were trained with them taking part in the self-attention, so that stays the default.
+        Empty slots hold zero queries, which the projection turns into its bias (see
+        `BoxUnitConfig.empty_queries`); released weights were trained with them taking part in the
+        self-attention, so that stays the default.
         """
         memory, position = image_memory(
             resize_concat(maps, self.config.features),
@@ -63,7 +64,7 @@ class BoxUnit(nnx.Module):
             value_positions=self.config.value_positions,
         )
         return self.decoder(
-            self.query(queries),
+            project_queries(self.query, queries, valid, self.config.empty_queries),
             self.query_position[...],
             memory,
             position,

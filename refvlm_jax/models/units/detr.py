@@ -24,6 +24,19 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
+def project_queries(
+    projection: Linear, queries: Float[Array, "B Q D"], valid: Bool[Array, "B Q"], empty: str
+) -> Queries:
+    """Queries at the decoder's width.
+
+    Args:
+      empty: what the slots that are not `valid` hold. `bias`: zero queries, projected. `zero`: zeros,
+        as the reference pads what its adapter hands on.
+    """
+    x = projection(queries)
+    return jnp.where(valid[..., None], x, 0) if empty == "zero" else x
+
+
 class CrossAttention(nnx.Module):
     """Multi-head attention with separate position codes for queries and keys."""
 

@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from refvlm_jax.config.model import MaskUnitConfig
-from refvlm_jax.models.units.detr import DetrDecoder
-from refvlm_jax.models.units.features import Map
+from refvlm_jax.models.units.detr import DetrDecoder, project_queries
+from refvlm_jax.models.units.features import Map, multiple_select
 from refvlm_jax.models.units.fpn import PixelDecoder
 from refvlm_jax.models.units.memory import image_memory
 from refvlm_jax.nn.linear import MLP, Linear
@@ -43,7 +43,7 @@ class MaskUnit(nnx.Module):
         dropout_key: Array | None = None,
     ) -> Float[Array, "B Q y x"]:
         """Mask logits at the resolution of the finest chosen map, in fp32."""
-        chosen = [maps[i] for i in self.config.features]
+        chosen = multiple_select(maps, self.config.features)
         pixels = self.pixel_decoder(chosen)
         memory, position = image_memory(
             chosen[-1],
@@ -52,7 +52,7 @@ class MaskUnit(nnx.Module):
             value_positions=self.config.value_positions,
         )
         x = self.decoder(
-            self.query(queries),
+            project_queries(self.query, queries, valid, self.config.empty_queries),
             self.query_position[...],
             memory,
             position,
