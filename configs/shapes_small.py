@@ -1,7 +1,8 @@
 """The longer recipe: the quickstart's model half as wide again, finer masks, about an hour on a CPU."""
 
-from configs.shapes_tiny import get_config as base
 from ml_collections import ConfigDict
+
+from configs.shapes_tiny import get_config as base
 
 
 def get_config() -> ConfigDict:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from refvlm_jax.config.model import BoxUnitConfig
 from refvlm_jax.models.units.detr import DetrDecoder, project_queries
 from refvlm_jax.models.units.features import Map, resize_concat
 from refvlm_jax.models.units.memory import image_memory
+from refvlm_jax.models.units.queries import query_codes, visible_queries
 from refvlm_jax.nn.linear import MLP, Linear
 from refvlm_jax.nn.param import param
 
@@ -40,9 +41,11 @@ class BoxUnit(nnx.Module):
         valid: Bool[Array, "B Q"],
         maps: Sequence[Map],
         dropout_key: Array | None = None,
+        *,
+        dialog: Int[Array, "B Q"] | None = None,
     ) -> Float[Array, "B Q 4"]:
         """(cx, cy, w, h) as fractions of the padded square, in fp32."""
-        return self.boxes(self.states(queries, valid, maps, dropout_key))
+        return self.boxes(self.states(queries, valid, maps, dropout_key, dialog=dialog))
 
     def states(
         self,
@@ -50,6 +53,8 @@ class BoxUnit(nnx.Module):
         valid: Bool[Array, "B Q"],
         maps: Sequence[Map],
         dropout_key: Array | None = None,
+        *,
+        dialog: Int[Array, "B Q"] | None = None,
     ) -> Float[Array, "B Q d"]:
         """Decoded queries after the final norm, before the head.
 
@@ -65,10 +70,10 @@ class BoxUnit(nnx.Module):
         )
         return self.decoder(
             project_queries(self.query, queries, valid, self.config.empty_queries),
-            self.query_position[...],
+            query_codes(self.query_position[...], valid, dialog),
             memory,
             position,
-            valid if self.config.mask_padding_queries else None,
+            visible_queries(valid, dialog, hide_empty=self.config.mask_padding_queries),
             dropout_key,
         )
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from refvlm_jax.config.model import DepthUnitConfig
 from refvlm_jax.models.units.detr import DetrDecoder
 from refvlm_jax.models.units.features import Map
 from refvlm_jax.models.units.fpn import PixelDecoder
 from refvlm_jax.models.units.memory import image_memory
+from refvlm_jax.models.units.queries import query_codes, visible_queries
 from refvlm_jax.nn.linear import MLP, Linear
 from refvlm_jax.nn.param import param
 
@@ -59,6 +60,8 @@ class DepthUnit(nnx.Module):
         valid: Bool[Array, "B Q"],
         maps: Sequence[Map],
         dropout_key: Array | None = None,
+        *,
+        dialog: Int[Array, "B Q"] | None = None,
     ) -> Float[Array, "B Q y x"]:
         """Depth at the resolution of the finest chosen map, in fp32.
 
@@ -67,7 +70,7 @@ class DepthUnit(nnx.Module):
         """
         chosen = [maps[i] for i in self.config.features]
         pixels = self.pixel_decoder(chosen).astype(jnp.float32)
-        x = self._decode(queries, valid, chosen[-1], dropout_key).astype(jnp.float32)
+        x = self._decode(queries, valid, chosen[-1], dropout_key, dialog).astype(jnp.float32)
         # A factor: what a query only added to every bin alike, the softmax would cancel.
         keys = self.bins[...] * (1.0 + self.gain(x))[:, :, None]
         shares = jax.nn.softmax(jnp.einsum("bqnd,byxd->bqyxn", keys, pixels), axis=-1)
@@ -89,6 +92,7 @@ class DepthUnit(nnx.Module):
         valid: Bool[Array, "B Q"],
         coarse: Map,
         dropout_key: Array | None,
+        dialog: Int[Array, "B Q"] | None,
     ) -> Float[Array, "B Q d"]:
         memory, position = image_memory(
             coarse,
@@ -98,9 +102,9 @@ class DepthUnit(nnx.Module):
         )
         return self.decoder(
             self.query(queries),
-            self.query_position[...],
+            query_codes(self.query_position[...], valid, dialog),
             memory,
             position,
-            valid if self.config.mask_padding_queries else None,
+            visible_queries(valid, dialog, hide_empty=self.config.mask_padding_queries),
             dropout_key,
         )

@@ -70,10 +70,10 @@ class DetrLayer(nnx.Module):
     def __call__(
         self,
         x: Queries,
-        query_pos: Float[Array, "Q d"],
+        query_pos: Float[Array, "*B Q d"],
         memory: Float[Array, "B S d"],
         memory_key: Float[Array, "B S d"],
-        mask: Bool[Array, "B 1 Q Q"] | None,
+        mask: Bool[Array, "B 1 q Q"] | None,
         rate: float,
         key: Array | None,
     ) -> Queries:
@@ -108,15 +108,15 @@ class DetrDecoder(nnx.Module):
     def __call__(
         self,
         x: Queries,
-        query_pos: Float[Array, "Q d"],
+        query_pos: Float[Array, "*B Q d"],
         memory: Float[Array, "B S d"],
         memory_pos: Array,
-        query_mask: Bool[Array, "B Q"] | None = None,
+        seen: Bool[Array, "B q Q"] | None = None,
         dropout_key: Array | None = None,
     ) -> Queries:
-        """Decodes the queries; `query_mask` hides empty ones as keys of the self-attention."""
+        """Decodes the queries; `seen` says which (last axis) each one attends to, None for all."""
         memory_key = memory + jnp.asarray(memory_pos, memory.dtype)
-        mask = None if query_mask is None else query_mask[:, None, None, :]
+        mask = None if seen is None else seen[:, None]
         query_pos = query_pos.astype(x.dtype)
         count = self.layers.layers
         keys = None if dropout_key is None else jax.random.split(dropout_key, count)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from refvlm_jax.config.model import KeypointUnitConfig
 from refvlm_jax.models.units.box import BoxUnit
 from refvlm_jax.models.units.detr import DetrDecoder
 from refvlm_jax.models.units.features import Map, resize_concat
 from refvlm_jax.models.units.memory import image_memory
+from refvlm_jax.models.units.queries import query_codes, visible_queries
 from refvlm_jax.nn.linear import MLP, Linear
 from refvlm_jax.nn.param import param
 
@@ -69,11 +70,13 @@ class KeypointUnit(nnx.Module):
         valid: Bool[Array, "B Q"],
         maps: Sequence[Map],
         dropout_key: Array | None = None,
+        *,
+        dialog: Int[Array, "B Q"] | None = None,
     ) -> KeypointOutputs:
         """Boxes, body points and their visibility for every slot; empty slots as in `BoxUnit`."""
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        first = self.box.states(queries, valid, maps, keys[0])
-        x = self._decode(first, valid, maps, keys[1]).astype(jnp.float32)
+        first = self.box.states(queries, valid, maps, keys[0], dialog=dialog)
+        x = self._decode(first, valid, maps, keys[1], dialog).astype(jnp.float32)
         whole, points = x[:, :, 0], x[:, :, 1:]
         return KeypointOutputs(
             points=jax.nn.sigmoid(self.point_head(points)),
@@ -88,6 +91,7 @@ class KeypointUnit(nnx.Module):
         valid: Bool[Array, "B Q"],
         maps: Sequence[Map],
         dropout_key: Array | None,
+        dialog: Int[Array, "B Q"] | None,
     ) -> Float[Array, "B Q J d"]:
         """All slots' queries attend to one another, slot after slot, the box query first."""
         memory, position = image_memory(
@@ -98,12 +102,17 @@ class KeypointUnit(nnx.Module):
         )
         x = self.query(first)[:, :, None] + self.part[...].astype(first.dtype)
         rows, slots, queries, width = x.shape
+        table = self.query_position[...].reshape(slots, queries, width)
+        codes = query_codes(table, valid, dialog)
+        seen = visible_queries(valid, dialog, hide_empty=self.config.mask_padding_queries)
+        if seen is not None and dialog is not None:
+            seen = jnp.repeat(seen, queries, axis=1)
         decoded = self.decoder(
             x.reshape(rows, slots * queries, width),
-            self.query_position[...],
+            codes.reshape(*codes.shape[:-3], slots * queries, width),
             memory,
             position,
-            jnp.repeat(valid, queries, axis=1) if self.config.mask_padding_queries else None,
+            None if seen is None else jnp.repeat(seen, queries, axis=2),
             dropout_key,
         )
         return decoded.reshape(x.shape)
