@@ -63,7 +63,7 @@ def pck_name(share: float) -> str:
 def figures(truth: Truth) -> list[Instance]:
     """The annotated figures; ValueError when there is none or one is not COCO's."""
     found = instances(truth)
-    if not found or any(not i.keypoints for i in found):
+    if not found or any(not any(v for *_, v in i.keypoints or ()) for i in found):
         raise ValueError(f"truth {truth.uid!r} of task {truth.task_id} has a target without joints")
     for figure in found:
         if len(figure.keypoints or ()) != len(COCO_SIGMAS):
