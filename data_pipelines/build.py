@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from data_pipelines.depths import depth_problem
 from data_pipelines.images import ImageError, load_image
 from data_pipelines.records import Dialog, encode
 from data_pipelines.shards import ShardInfo, ShardWriter, read_manifest, write_manifest
-from data_pipelines.sources import coco, grounded, interactive, refcoco, vqa
+from data_pipelines.sources import coco, depth, grounded, interactive, keypoints, refcoco, vqa
 from data_pipelines.sources.base import Drops, SourceError, read_json
 from data_pipelines.validate import repair, validate
 
@@ -69,8 +70,8 @@ def shapes_world_recipe(world: Path, split: str) -> BuildRecipe:
     at = lambda name: str(world / name)  # noqa: E731
     return BuildRecipe(
         split=split,
-        image_root=str(world / "images"),
-        folder=split,
+        image_root=str(world),
+        folder=f"images/{split}",
         instances=at(f"annotations/instances_{split}.json"),
         entries=(
             SourceEntry("coco_instances", at(f"annotations/instances_{split}.json")),
@@ -82,12 +83,18 @@ def shapes_world_recipe(world: Path, split: str) -> BuildRecipe:
             SourceEntry("interactive", at(f"interactive/coco_interactive_{split}.json")),
             SourceEntry("flickr_boxes", at(f"gcg/flickr_boxes_{split}.jsonl")),
             SourceEntry("open_psg", at(f"gcg/open_psg_{split}.json")),
+            SourceEntry("coco_keypoints", at(f"annotations/person_keypoints_{split}.json")),
+            SourceEntry(
+                "depth_maps",
+                at(f"annotations/instances_{split}.json"),
+                {"depth_folder": f"depth/{split}", "scale": 0.001},
+            ),
         ),
     )
 
 
 def coco_recipe(root: Path, split: str) -> BuildRecipe:
-    """COCO as published: annotations/instances_{split}2017.json, captions, and the pictures."""
+    """COCO as published: pictures and the instances, captions and keypoints of {split}2017."""
     root = Path(root).resolve()
     instances = str(root / f"annotations/instances_{split}2017.json")
     return BuildRecipe(
@@ -98,6 +105,9 @@ def coco_recipe(root: Path, split: str) -> BuildRecipe:
         entries=(
             SourceEntry("coco_instances", instances),
             SourceEntry("coco_captions", str(root / f"annotations/captions_{split}2017.json")),
+            SourceEntry(
+                "coco_keypoints", str(root / f"annotations/person_keypoints_{split}2017.json")
+            ),
         ),
     )
 
@@ -122,6 +132,8 @@ FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
     "interactive": interactive.regions,
     "flickr_boxes": grounded.flickr_boxes,
     "open_psg": grounded.open_psg,
+    "coco_keypoints": keypoints.people,
+    "depth_maps": depth.depth_maps,
 }
 """Converters by name."""
 _NEEDS = {"vqa": "sizes", "flickr_boxes": "sizes", "interactive": "categories"}
@@ -249,7 +261,19 @@ def _checked(dialogs: Iterable[Dialog], pictures: _Pictures, drops: Drops) -> It
         if errors := [f for f in validate(fixed) if f.level == "E"]:
             drops.add(errors[0].code, dialog.uid, errors[0].message)
             continue
+        if message := _depth_problem(fixed, pictures.root):
+            drops.add("V09", dialog.uid, message)
+            continue
         yield fixed
+
+
+def _depth_problem(dialog: Dialog, root: Path) -> str | None:
+    """Why a depth map of a dialogue cannot be used, or None."""
+    if dialog.image is None:
+        return None
+    maps = (region.depth for region in dialog.regions if region.depth is not None)
+    problems = (depth_problem(found, dialog.image, root) for found in maps)
+    return next((problem for problem in problems if problem), None)
 
 
 def _write_report(out: Path, counts: Counter[str], drops: Drops) -> None:

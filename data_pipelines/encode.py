@@ -55,7 +55,7 @@ def encode_row(
       squares: reads (and may keep) decoded pictures; None reads from `image_root`.
       counts: receives what was lost: `turns_dropped`, `answers_cut`, `refs_cut`,
         `masks_without_slot` (text is learned, pixels are not), `masks_vanished` (smaller than a
-        cell of the mask grid).
+        cell of the mask grid), and the same of `keypoints` and `depth`.
 
     Raises:
       EncodeError: different pictures, a bad record, or a first question that does not fit.

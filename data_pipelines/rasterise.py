@@ -63,18 +63,18 @@ def _mask_coverage(mask: Mask, square: PaddedSquare, size: int) -> np.ndarray:
     x1, y1, x2, y2 = box
     inside = rle.decode(mask.counts, mask.h, mask.w)[y1:y2, x1:x2]
     scale_x, scale_y = mask.w / square.width, mask.h / square.height
-    cols = (_edges(square.side, size) - square.offset_x) * scale_x - x1
-    rows = (_edges(square.side, size) - square.offset_y) * scale_y - y1
+    cols = (cell_edges(square.side, size) - square.offset_x) * scale_x - x1
+    rows = (cell_edges(square.side, size) - square.offset_y) * scale_y - y1
     cell = (square.side / size) ** 2 * scale_x * scale_y
-    return _cell_sums(_cell_sums(inside, rows).T, cols).T / cell
+    return cell_sums(cell_sums(inside, rows).T, cols).T / cell
 
 
-def _edges(side: int, size: int) -> np.ndarray:
+def cell_edges(side: int, size: int) -> np.ndarray:
     """Positions of the size + 1 cell edges in picture pixels of the square."""
     return np.arange(size + 1) * (side / size)
 
 
-def _cell_sums(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def cell_sums(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Integrals [n, ...] of pixel rows `values` [m, ...] between n + 1 fractional `edges`."""
     edges = np.clip(edges, 0.0, len(values))
     dtype = np.int32 if values.dtype.kind in "ui" else np.float64
@@ -87,7 +87,7 @@ def _cell_sums(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 def _box_coverage(box: np.ndarray, square: PaddedSquare, size: int) -> np.ndarray:
     x1, y1, x2, y2 = box
-    edges = _edges(square.side, size)
+    edges = cell_edges(square.side, size)
     cols = np.diff(np.clip(edges, x1 + square.offset_x, x2 + square.offset_x))
     rows = np.diff(np.clip(edges, y1 + square.offset_y, y2 + square.offset_y))
     return np.outer(rows, cols) / (square.side / size) ** 2

@@ -39,6 +39,23 @@ class Mask:
 
 
 @dataclass(kw_only=True)
+class Depth:
+    """Depth of every pixel of the picture as a one-channel 16-bit PNG of the picture's size.
+
+    value = sample * scale + offset, unknown where the sample is `invalid`.
+    """
+
+    scale: float
+    path: str = ""
+    """File under the image root, unless the record holds its bytes."""
+    offset: float = 0.0
+    kind: str = "metric"
+    """metric (metres) | relative (inverse depth up to scale and shift)."""
+    invalid: int = 0
+    data: bytes | None = None
+
+
+@dataclass(kw_only=True)
 class MediaRef:
     """The picture of a dialogue: a file under the image root, or encoded bytes held in the record."""
 
@@ -59,7 +76,9 @@ class Region:
     point: tuple[float, float] | None = None
     mask: Mask | None = None
     keypoints: list[list[float]] | None = None
-    """[K, 3] x, y, v; v in {0, 1, 2}."""
+    """[K, 3] x, y, v; v in {0, 1, 2}. Empty for a person without a labelled joint, who is never a
+    target but kept so that scoring can ignore what is found there."""
+    depth: Depth | None = None
     is_crowd: bool = False
     no_mask_loss: bool = False
     """The mask vanishes at the training grid: its text is supervised, its pixels are not."""
@@ -157,7 +176,9 @@ def _from_raw(raw: dict[str, Any]) -> Dialog:
 
 def _region(raw: dict[str, Any]) -> Region:
     mask, box, point = raw.pop("mask"), raw.pop("box"), raw.pop("point")
+    depth = raw.pop("depth", None)
     return Region(
+        depth=Depth(**depth) if depth else None,
         mask=Mask(**mask) if mask else None,
         box=tuple(box) if box else None,
         point=tuple(point) if point else None,

@@ -2,9 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from data_pipelines.depths import depth_target, load_depth
 from data_pipelines.options import EncodeError
 from data_pipelines.rasterise import prompt_mask, target_mask
 from data_pipelines.records import MediaRef, PromptKind, Region
@@ -16,6 +19,9 @@ from refvlm_jax.trp.tokens import IGNORE_ID, Unit
 
 Row = dict[str, np.ndarray]
 """Arrays of `refvlm_jax.batch.Batch` by name, without the batch axis."""
+_TARGETS = {Unit.MASK: "masks", Unit.KEYPOINT: "keypoints", Unit.DEPTH: "depth"}
+_SLOTS = {Unit.MASK: "mask_slot", Unit.KEYPOINT: "keypoint_slot", Unit.DEPTH: "depth_slot"}
+T = TypeVar("T")
 
 
 @dataclass
@@ -32,7 +38,8 @@ class Draft:
     """Positions of the opening that every dialogue sees."""
     prompts: list[tuple[Region, PromptKind]] = field(default_factory=list)
     refs: list[Reference] = field(default_factory=list)
-    masks: int = 0
+    slots: Counter[Unit] = field(default_factory=Counter)
+    """Target slots that the references want, by unit."""
     groups: int = 0
 
     @property
@@ -44,14 +51,20 @@ class Draft:
     def fits(self, prompt: EncodedPrompt, answer: EncodedAnswer) -> bool:
         """Whether the turn can be appended.
 
-        Mask slots bind later turns only: a first turn with more masks is worth learning as text.
+        Target slots bind later turns only: a first turn with more masks is worth learning as text.
         """
-        spec = self.spec
+        spec, more = self.spec, answer.slots
+        room = {
+            Unit.MASK: spec.mask_refs, Unit.KEYPOINT: spec.kpt_refs, Unit.DEPTH: spec.depth_refs
+        }  # fmt: skip
         return (
             len(self.tokens) + len(prompt.tokens) + len(answer.tokens) <= spec.seq_len
             and len(self.prompts) + len(prompt.regions) <= spec.prompts
             and len(self.refs) + len(answer.refs) <= spec.refs
-            and (len(self.tokens) == self.shared or self.masks + answer.masks <= spec.mask_refs)
+            and (
+                len(self.tokens) == self.shared
+                or all(self.slots[unit] + more[unit] <= room[unit] for unit in more)
+            )
         )
 
     def open(self, opening: EncodedPrompt) -> None:
@@ -85,7 +98,7 @@ class Draft:
             replace(ref, offset=start + ref.offset, group=self.groups + ref.group)
             for ref in answer.refs
         ]
-        self.masks += answer.masks
+        self.slots += answer.slots
         self.groups = self.refs[-1].group + 1 if self.refs else 0
 
 
@@ -97,9 +110,9 @@ def fill(
     Args:
       draft: the row's turns.
       image: its picture.
-      squares: reads the picture.
+      squares: reads the picture; depth maps lie under the same root.
       uid: names the dialogue in errors.
-      counts: receives `masks_without_slot` and `masks_vanished`.
+      counts: receives `masks_without_slot`, `masks_vanished`, and the same of other targets.
 
     Raises:
       EncodeError: a region lacks what it is shown or learned as.
@@ -114,7 +127,7 @@ def fill(
     row["segment_ids"][:length] = 1
     if image is not None:
         _fill_picture(row, draft, image, squares, uid)
-        _fill_references(row, draft, PaddedSquare(image.width, image.height), uid, counts)
+        _fill_references(row, draft, image, squares.root, uid, counts)
     elif draft.refs or draft.prompts:
         raise EncodeError(f"{uid}: regions without a picture; correct or drop the record")
     return row
@@ -137,24 +150,54 @@ def _fill_picture(row: Row, draft: Draft, image: MediaRef, squares: SquareReader
 
 
 def _fill_references(
-    row: Row, draft: Draft, square: PaddedSquare, uid: str, counts: Counter[str]
+    row: Row, draft: Draft, image: MediaRef, root: Path, uid: str, counts: Counter[str]
 ) -> None:
-    used = 0
+    square = PaddedSquare(image.width, image.height)
+    used: Counter[Unit] = Counter()
     for k, ref in enumerate(draft.refs):
         row["ref_pos"][k], row["ref_unit"][k], row["ref_group"][k] = ref.offset, ref.unit, ref.group
         row["ref_valid"][k] = True
-        if ref.unit is Unit.BOX:
-            if ref.region.box is None:
-                raise EncodeError(f"{uid}: a target has no box; correct or drop the record")
-            row["boxes"][k] = square.boxes_to_model(np.array(ref.region.box))
-        elif ref.wants_mask and used == draft.spec.mask_refs:
-            counts["masks_without_slot"] += 1
-        elif ref.wants_mask:
-            if ref.region.mask is None:
-                raise EncodeError(f"{uid}: a target has no mask; correct or drop the record")
-            target = target_mask(ref.region.mask, square.width, square.height, draft.spec.mask_size)
-            if not target.any():
-                counts["masks_vanished"] += 1
-                continue
-            row["masks"][used], row["mask_slot"][k] = target, used
-            used += 1
+        if ref.unit in (Unit.BOX, Unit.KEYPOINT):
+            box = _need(ref.region.box, "box", uid)
+            row["boxes"][k] = square.boxes_to_model(np.array(box))
+        if not ref.wants_slot:
+            continue
+        name, slot = _TARGETS[ref.unit], used[ref.unit]
+        if slot == len(row[name]):
+            counts[f"{name}_without_slot"] += 1
+        elif _fill_target(row, slot, ref, image, root, uid):
+            row[_SLOTS[ref.unit]][k] = slot
+            used[ref.unit] += 1
+        else:
+            counts[f"{name}_vanished"] += 1
+
+
+def _fill_target(
+    row: Row, slot: int, ref: Reference, image: MediaRef, root: Path, uid: str
+) -> bool:
+    """Writes what a reference must decode to; False when nothing of it shows on the grid."""
+    square, target = PaddedSquare(image.width, image.height), row[_TARGETS[ref.unit]][slot]
+    if ref.unit is Unit.KEYPOINT:
+        points = np.array(_need(ref.region.keypoints or None, "keypoints", uid))
+        if points.shape != target.shape:
+            raise EncodeError(
+                f"{uid}: a target has {len(points)} keypoints, rows hold {len(target)}; "
+                "give model.keypoint.sigmas one value a point"
+            )
+        target[...] = square.points_to_model(points)
+        return True
+    if ref.unit is Unit.DEPTH:
+        depth = _need(ref.region.depth, "depth map", uid)
+        relative = depth.kind == "relative"
+        row["depth_relative"][slot] = relative
+        target[...] = depth_target(load_depth(depth, image, root), len(target), relative=relative)
+        return bool(target.any())
+    mask = _need(ref.region.mask, "mask", uid)
+    target[...] = target_mask(mask, square.width, square.height, len(target))
+    return bool(target.any())
+
+
+def _need(payload: T | None, what: str, uid: str) -> T:
+    if payload is None:
+        raise EncodeError(f"{uid}: a target has no {what}; correct or drop the record")
+    return payload

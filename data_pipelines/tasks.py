@@ -44,5 +44,11 @@ TASKS: dict[str, TaskSpec] = {
             "T22", "interactive mask", "grounding_segmentation", "region_seg", Unit.MASK,
             (_POINT, _BOX, _SCRIBBLE, _MASK),
         ),
+        TaskSpec("T23", "keypoint detection", "keypoint_detection", "keypoints", Unit.KEYPOINT),
+        TaskSpec(
+            "T24", "region keypoints", "grounding_keypoints", "region_keypoints", Unit.KEYPOINT,
+            (_BOX, _MASK),
+        ),
+        TaskSpec("T25", "monocular depth", "depth", "depth", Unit.DEPTH),
     )
 }  # fmt: skip

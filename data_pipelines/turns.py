@@ -1,5 +1,6 @@
 """One turn of a dialogue as token ids: prompt with expanded slots, answer with its references."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -39,9 +40,11 @@ class Reference:
     """Phrase group, counted from 0 in its answer; in a row, from 0 in the row."""
 
     @property
-    def wants_mask(self) -> bool:
-        """Whether it needs one of the row's mask slots."""
-        return self.unit is Unit.MASK and not self.region.no_mask_loss
+    def wants_slot(self) -> bool:
+        """Whether it needs one of the row's target slots of its unit."""
+        if self.unit is Unit.MASK:
+            return not self.region.no_mask_loss
+        return self.unit in (Unit.KEYPOINT, Unit.DEPTH)
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,9 @@ class EncodedAnswer:
         return self.tokens if self.complete else [*self.tokens[:-1], IGNORE_ID]
 
     @property
-    def masks(self) -> int:
-        """Mask slots it needs."""
-        return sum(ref.wants_mask for ref in self.refs)
+    def slots(self) -> Counter[Unit]:
+        """Target slots it needs of each unit."""
+        return Counter(ref.unit for ref in self.refs if ref.wants_slot)
 
 
 @dataclass(frozen=True)

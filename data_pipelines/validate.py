@@ -1,9 +1,10 @@
 """Validation rules of a Dialog record (the codes are the dataset's, V01 to V25)."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from data_pipelines.records import Dialog, Prompt, PromptKind, Region, Span, Turn
+from data_pipelines.records import Depth, Dialog, MediaRef, Prompt, PromptKind, Region, Span, Turn
 from data_pipelines.tasks import TASKS
 from refvlm_jax.trp.commands import COMMANDS
 from refvlm_jax.trp.parse import parse_answer
@@ -22,7 +23,7 @@ class Finding:
 
 
 def repair(dialog: Dialog) -> Dialog:
-    """Without regions that nothing refers to; crowd regions stay for scoring.
+    """Without regions that nothing refers to; crowds and people without joints stay for scoring.
 
     A record that refers to regions it lacks is left to `validate`.
     """
@@ -30,7 +31,7 @@ def repair(dialog: Dialog) -> Dialog:
     used |= {k for t in dialog.turns for s in t.spans for k in s.targets}
     if not used <= set(range(len(dialog.regions))):
         return dialog
-    keep = [k for k, r in enumerate(dialog.regions) if k in used or r.is_crowd]
+    keep = [k for k, r in enumerate(dialog.regions) if k in used or _for_scoring(r)]
     if len(keep) == len(dialog.regions):
         return dialog
     new = {old: k for k, old in enumerate(keep)}
@@ -43,6 +44,10 @@ def repair(dialog: Dialog) -> Dialog:
         for turn in dialog.turns
     ]
     return replace(dialog, regions=[dialog.regions[k] for k in keep], turns=turns)
+
+
+def _for_scoring(region: Region) -> bool:
+    return region.is_crowd or region.keypoints == []
 
 
 def validate(dialog: Dialog) -> list[Finding]:
@@ -77,6 +82,33 @@ def _region(number: int, region: Region, dialog: Dialog) -> Iterator[tuple[str, 
         wide = region.mask.w * image.height
         if abs(wide - region.mask.h * image.width) > 0.01 * wide:
             yield "V06", "E", f"region {number}: mask and picture differ in aspect"
+    if region.keypoints and (problem := keypoint_problem(region.keypoints, image)):
+        yield "V08", "E", f"region {number}: {problem}"
+    if region.depth is not None and (problem := _depth_problem(region.depth)):
+        yield "V09", "E", f"region {number}: {problem}"
+
+
+def keypoint_problem(points: Sequence[Sequence[float]], image: MediaRef) -> str | None:
+    """What is wrong with the joints [K, 3] of a person, or None."""
+    if any(len(p) != 3 or not all(map(math.isfinite, p)) for p in points):
+        return "keypoints are not finite x, y, v triples"
+    if any(v not in (0, 1, 2) for _, _, v in points):
+        return "a visibility of the keypoints is not 0, 1 or 2"
+    labelled = [(x, y) for x, y, v in points if v]
+    if not labelled:
+        return "no keypoint is labelled"
+    if any(not (-1 <= x <= image.width + 1 and -1 <= y <= image.height + 1) for x, y in labelled):
+        return f"a labelled keypoint lies outside the {image.width}x{image.height} picture"
+    return None
+
+
+def _depth_problem(depth: Depth) -> str | None:
+    """What is wrong with a depth map as far as the record tells (see also `depths.depth_problem`)."""
+    if depth.kind not in ("metric", "relative"):
+        return f"depth kind {depth.kind!r} is neither metric nor relative"
+    if not (math.isfinite(depth.scale) and depth.scale > 0 and math.isfinite(depth.offset)):
+        return f"depth scale {depth.scale} or offset {depth.offset} is no number to use"
+    return None if depth.path or depth.data else "the depth has neither a file nor bytes"
 
 
 def _turn(turn: Turn, dialog: Dialog) -> Iterator[tuple[str, str, str]]:
@@ -130,7 +162,7 @@ def _targets(span: Span, dialog: Dialog) -> Iterator[tuple[str, str, str]]:
         region = dialog.regions[k]
         payload = {
             Unit.BOX: region.box, Unit.MASK: region.mask, Unit.POINT: region.point,
-            Unit.KEYPOINT: region.keypoints,
+            Unit.KEYPOINT: region.keypoints or None, Unit.DEPTH: region.depth,
         }.get(span.unit)  # fmt: skip
         if payload is None:
             yield "V10", "E", f"target region {k} has no {span.unit.text}"

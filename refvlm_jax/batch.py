@@ -2,7 +2,8 @@
 
 Every task, mixture and number of pictures shares these arrays and therefore one compiled program.
 Shape legend: `B` rows, `S` sequence positions, `I` images a row, `Y X` image rows and columns,
-`P` region prompts a row, `R` references a row, `Rm` mask slots a row, `M` side of a mask target.
+`P` region prompts a row, `R` references a row, `Rm` `Rk` `Rd` slots a row for mask, keypoint and depth
+targets, `M` side of a mask or depth target, `K` body points.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 from refvlm_jax.trp.tokens import IGNORE_ID
 
 TEXT = -1  # value of `visual_index` at a text position
-NO_SLOT = -1  # value of `mask_slot` for a reference without a mask target
+NO_SLOT = -1  # value of `mask_slot`, `keypoint_slot`, `depth_slot` for a reference without a target
 NO_GROUP = -1  # value of `ref_group` for an empty reference slot
 
 
@@ -41,11 +42,20 @@ class BatchSpec:
     """Mask target slots a row (`Rm`)."""
     mask_size: int = 336
     """Side of a mask target in pixels (`M`)."""
+    kpt_refs: int = 0
+    """Keypoint target slots a row (`Rk`)."""
+    kpt_points: int = 17
+    """Body points of a keypoint target (`K`)."""
+    depth_refs: int = 0
+    """Depth target slots a row (`Rd`)."""
+    depth_size: int = 336
+    """Side of a depth target in pixels (`M`)."""
 
     def fields(self, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of every array of a batch of `rows` rows."""
         b, s, i, y = rows, self.seq_len, self.images, self.image_size
         p, r, rm, m = self.prompts, self.refs, self.mask_refs, self.mask_size
+        rk, k, rd, d = self.kpt_refs, self.kpt_points, self.depth_refs, self.depth_size
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "tokens": ((b, s), np.int32),
             "labels": ((b, s), np.int32),
@@ -67,6 +77,11 @@ class BatchSpec:
             "boxes": ((b, r, 4), np.float32),
             "masks": ((b, rm, m, m), np.uint8),
             "mask_slot": ((b, r), np.int32),
+            "keypoints": ((b, rk, k, 3), np.float32),
+            "keypoint_slot": ((b, r), np.int32),
+            "depth": ((b, rd, d, d), np.float16),
+            "depth_relative": ((b, rd), np.bool_),
+            "depth_slot": ((b, r), np.int32),
             "sample_id": ((b,), np.int32),
         }
         return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
@@ -113,11 +128,23 @@ class Batch:
     ref_valid: Any
     """bool[B, R]."""
     boxes: Any
-    """float32[B, R, 4] box targets (cx, cy, w, h) / padded side; zero where the unit is not box."""
+    """float32[B, R, 4] box targets (cx, cy, w, h) / padded side, of keypoint references too."""
     masks: Any
     """uint8[B, Rm, M, M] {0, 1} mask targets on the padded square."""
     mask_slot: Any
     """int32[B, R] row of `masks` that is the target of a reference, or NO_SLOT."""
+    keypoints: Any
+    """float32[B, Rk, K, 3] (x, y) / padded side and COCO's visibility: 0 unlabelled, 1 hidden,
+    2 visible."""
+    keypoint_slot: Any
+    """int32[B, R] row of `keypoints` that is the target of a reference, or NO_SLOT."""
+    depth: Any
+    """float16[B, Rd, M, M] depth targets on the padded square, 0 where nothing is known; metres, or
+    inverse depth up to scale and shift where `depth_relative`."""
+    depth_relative: Any
+    """bool[B, Rd]."""
+    depth_slot: Any
+    """int32[B, R] row of `depth` that is the target of a reference, or NO_SLOT."""
     sample_id: Any
     """int32[B] index of the row in the global sample stream; negative for dummy rows."""
 
@@ -140,7 +167,8 @@ def empty_row(spec: BatchSpec) -> dict[str, np.ndarray]:
     row["labels"] += IGNORE_ID
     row["visual_index"] += TEXT
     row["ref_group"] += NO_GROUP
-    row["mask_slot"] += NO_SLOT
+    for name in ("mask_slot", "keypoint_slot", "depth_slot"):
+        row[name] += NO_SLOT
     row["sample_id"] -= 1
     return row
 

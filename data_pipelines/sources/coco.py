@@ -32,13 +32,13 @@ def instances(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dia
     """
     content = read_json(path, keys=("images", "annotations", "categories"))
     names = category_names(content["categories"], path, drops)
-    by_image = _by_image(content["annotations"], path, drops)
+    rows_of = by_image(content["annotations"], path, drops)
     for place, row in enumerate(content["images"]):
         found: list[Dialog] = []
-        with drops.guard(_where(path, "image", row, place)):
+        with drops.guard(where_of(path, "image", row, place)):
             (number,) = need(row, "id")
             image = media(row, folder)
-            regions = _regions(by_image.get(number, []), image, names, path, drops)
+            regions = _regions(rows_of.get(number, []), image, names, path, drops)
             if any(not r.is_crowd for r in regions):
                 found = [_objects(task, regions, image, split, number) for task in ("T13", "T14")]
         yield from found
@@ -48,22 +48,23 @@ def category_names(rows: Any, path: Path, drops: Drops) -> dict[int, str]:
     """Clean class names by id."""
     names: dict[int, str] = {}
     for place, row in enumerate(rows):
-        with drops.guard(_where(path, "category", row, place)):
+        with drops.guard(where_of(path, "category", row, place)):
             number, name = need(row, "id", "name")
             names[number] = clean_name(name)
     return names
 
 
-def _by_image(rows: Any, path: Path, drops: Drops) -> dict[int, list[dict[str, Any]]]:
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+def by_image(rows: Any, path: Path, drops: Drops) -> dict[int, list[dict[str, Any]]]:
+    """Annotations by `image_id`."""
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for place, row in enumerate(rows):
-        with drops.guard(_where(path, "annotation", row, place)):
+        with drops.guard(where_of(path, "annotation", row, place)):
             (number,) = need(row, "image_id")
-            by_image[number].append(row)
-    return by_image
+            found[number].append(row)
+    return found
 
 
-def _where(path: Path, kind: str, row: Any, place: int) -> str:
+def where_of(path: Path, kind: str, row: Any, place: int) -> str:
     """A record as errors name it: by its id, or by its place in the list when it has none."""
     number = row.get("id") if isinstance(row, dict) else None
     return f"{path}, {kind} {number}" if number is not None else f"{path}, {kind} at index {place}"
@@ -74,7 +75,7 @@ def _regions(
 ) -> list[Region]:
     found: list[Region] = []
     for place, row in enumerate(rows):
-        with drops.guard(_where(path, "annotation", row, place)):
+        with drops.guard(where_of(path, "annotation", row, place)):
             if (category := names.get(row.get("category_id", -1))) is None:
                 raise RecordError(
                     "V01",
@@ -123,16 +124,16 @@ def captions(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dial
     """T01: one dialogue a caption; all captions of the picture are its references."""
     content = read_json(path, keys=("images", "annotations"))
     texts: dict[int, list[str]] = defaultdict(list)
-    for number, rows in _by_image(content["annotations"], path, drops).items():
+    for number, rows in by_image(content["annotations"], path, drops).items():
         for place, row in enumerate(rows):
             if caption := str(row.get("caption", "")).strip():
                 texts[number].append(" ".join(caption.split()))
             else:
-                where = _where(path, "annotation", row, place)
+                where = where_of(path, "annotation", row, place)
                 drops.add("V03", where, "empty caption; remove it")
     for place, row in enumerate(content["images"]):
         found: list[Dialog] = []
-        with drops.guard(_where(path, "image", row, place)):
+        with drops.guard(where_of(path, "image", row, place)):
             (number,) = need(row, "id")
             found = _captions(texts.get(number, []), media(row, folder), split, number)
         yield from found

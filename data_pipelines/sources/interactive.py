@@ -57,7 +57,7 @@ def _dialogs(
         )
     target = annotated_region(annotation, image, clean_name(category))
     for task in ("T21", "T22", "T08", "T09"):
-        for kind in _kinds(task, annotation["id"], split):
+        for kind in prompt_kinds(task, annotation["id"], split):
             prompt = _prompt(annotation, kind, image)
             yield Dialog(
                 uid=f"interactive/{split}/{annotation['id']}/{task}-{kind.name.lower()}",
@@ -71,7 +71,7 @@ def _dialogs(
             )
 
 
-def _kinds(task: str, number: int, split: str) -> tuple[PromptKind, ...]:
+def prompt_kinds(task: str, number: int, split: str) -> tuple[PromptKind, ...]:
     """Prompt kinds an annotation is shown with: one in training, in turn, and all in evaluation."""
     kinds = TASKS[task].prompts
     return (kinds[number % len(kinds)],) if split == "train" else kinds

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines.records import Dialog
 from data_pipelines.shards import DialogStore, read_manifest
+from data_pipelines.tasks import TASKS
 from refvlm_jax.ckpt.manager import load_params
 from refvlm_jax.cli.data_setup import answer_style, majority_answer
 from refvlm_jax.cli.predict import make_engine, predict
@@ -19,6 +20,7 @@ from refvlm_jax.eval.baselines import Baseline, trivial_baselines
 from refvlm_jax.eval.records import Prediction, Truth, write_records
 from refvlm_jax.eval.score import ScoreTable, print_table, score, write_results
 from refvlm_jax.train.compile_cache import use_compile_cache
+from refvlm_jax.trp.tokens import Unit
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def evaluate(
 ) -> Split:
     """Answers and scores one held-out dataset; records stay in `out/name.*.jsonl`.
 
+    Tasks whose answers need a decoder that the model lacks are left out, unless they are named.
+
     Args:
       majority: most frequent training answer, for the VQA baseline.
       limit: questions a task, instead of `eval.limit`.
@@ -82,13 +86,15 @@ def evaluate(
     use_compile_cache()
     tasks = tasks or config.eval.tasks
     store = DialogStore(data)
-    chosen = (d for d in (store[i] for i in range(len(store))) if not tasks or d.task_id in tasks)
+    wanted = set(tasks or answerable(config))
+    chosen = (d for d in (store[i] for i in range(len(store))) if d.task_id in wanted)
     dialogs = select(chosen, config.eval.limit if limit is None else limit)
     root = Path(read_manifest(data)["image_root"])
     engine = make_engine(config, params)
-    predictions = list(predict(engine, config, dialogs, root, f"answering {name}"))
-    truths = [truth_of(dialog, answer_style(config.data)) for dialog in dialogs]
     out.mkdir(parents=True, exist_ok=True)
+    note, depth_folder = f"answering {name}", out / f"{name}.depth"
+    predictions = list(predict(engine, config, dialogs, root, note, depth_folder=depth_folder))
+    truths = [truth_of(dialog, answer_style(config.data), root) for dialog in dialogs]
     write_records(out / f"{name}.predictions.jsonl", predictions)
     write_records(out / f"{name}.truths.jsonl", truths)
     by_uid = {prediction.uid: prediction for prediction in predictions}
@@ -96,3 +102,12 @@ def evaluate(
     shown = {"trivial": {task: baseline.metrics for task, baseline in trivial.items()}}
     scores = score(truths, by_uid, baselines=shown)
     return Split(name, root, dialogs, truths, by_uid, scores, trivial)
+
+
+def answerable(config: RunConfig) -> list[str]:
+    """Tasks whose answers need no decoder that the model lacks."""
+    missing = {
+        Unit.KEYPOINT: config.model.keypoint is None,
+        Unit.DEPTH: config.model.depth is None,
+    }
+    return [task.id for task in TASKS.values() if not missing.get(task.unit, False)]

@@ -1,5 +1,6 @@
 """Answering the held-out questions of a dataset and writing prediction records."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from refvlm_jax.batch import Batch, empty_row
 from refvlm_jax.cli.data_setup import encode_options, tokenizer_of
 from refvlm_jax.cli.run import build_model
 from refvlm_jax.config.schema import RunConfig
-from refvlm_jax.eval.records import Instance, Prediction, Triplet
+from refvlm_jax.eval.depth_maps import beside, within
+from refvlm_jax.eval.records import DepthMap, Instance, Prediction, Triplet
 from refvlm_jax.geometry import PaddedSquare
 from refvlm_jax.infer.engine import Answer, DecodedReference, Engine, Request
 from refvlm_jax.rle import encode as encode_rle
@@ -33,13 +35,23 @@ def make_engine(config: RunConfig, params: Mapping[str, np.ndarray]) -> Engine:
         max_new=config.eval.max_new_tokens,
         slots=config.data.refs,
         mask_threshold=config.eval.mask_threshold,
+        depth_kind=config.model.depth.mode if config.model.depth else "metric",
     )
 
 
 def predict(
-    engine: Engine, config: RunConfig, dialogs: Sequence[Dialog], image_root: Path, note: str
+    engine: Engine,
+    config: RunConfig,
+    dialogs: Sequence[Dialog],
+    image_root: Path,
+    note: str,
+    *,
+    depth_folder: Path | None = None,
 ) -> Iterator[Prediction]:
-    """One prediction for the first question of every dialogue, in order."""
+    """One prediction for the first question of every dialogue, in order.
+
+    Depth maps go to files of `depth_folder`, which is made when there is one, or into the records.
+    """
     options, tokenizer = encode_options(config, fixed_template=True), tokenizer_of(config)
     size = config.eval.batch_size
     starts = range(0, len(dialogs), size)
@@ -48,7 +60,7 @@ def predict(
         batch = prompt_batch(chunk, size, image_root, tokenizer, options)
         answers = engine.answer(batch, [_request(dialog) for dialog in chunk])
         for dialog, answer in zip(chunk, answers, strict=True):
-            yield _prediction(dialog, answer, config)
+            yield _prediction(dialog, answer, config, depth_folder)
 
 
 def prompt_batch(
@@ -72,12 +84,15 @@ def _request(dialog: Dialog) -> Request:
     return Request(width=dialog.image.width, height=dialog.image.height, unit=unit)
 
 
-def _prediction(dialog: Dialog, answer: Answer, config: RunConfig) -> Prediction:
+def _prediction(
+    dialog: Dialog, answer: Answer, config: RunConfig, depth_folder: Path | None
+) -> Prediction:
     assert dialog.image is not None
     text = answer.text
-    triplets = (
-        _written_boxes(dialog, answer) if config.data.register == "coord" else _triplets(answer)
-    )
+    if config.data.register == "coord":
+        triplets = _written_boxes(dialog, answer)
+    else:
+        triplets = _triplets(answer, dialog.uid, depth_folder)
     return Prediction(
         uid=dialog.uid,
         task_id=dialog.task_id,
@@ -96,11 +111,12 @@ def _prediction(dialog: Dialog, answer: Answer, config: RunConfig) -> Prediction
     )
 
 
-def _triplets(answer: Answer) -> list[Triplet]:
+def _triplets(answer: Answer, uid: str, depth_folder: Path | None) -> list[Triplet]:
     groups = answer.text.parsed.groups
     owned: list[list[Instance]] = [[] for _ in groups]
-    for reference in answer.references:
-        owned[reference.group].append(_instance(reference))
+    for number, reference in enumerate(answer.references):
+        depth = _depth(reference, depth_folder, f"{uid}/{number}")
+        owned[reference.group].append(_instance(reference, depth))
     return [
         Triplet(
             phrase=group.phrase or "",
@@ -112,14 +128,30 @@ def _triplets(answer: Answer) -> list[Triplet]:
     ]
 
 
-def _instance(reference: DecodedReference) -> Instance:
+def _depth(reference: DecodedReference, folder: Path | None, name: str) -> DepthMap | None:
+    if reference.depth is None:
+        return None
+    if folder is None:
+        return within(reference.depth, reference.depth_kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Uids hold slashes, and whatever else the native ids do.
+    file = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}.png"
+    return beside(file, reference.depth, reference.depth_kind)
+
+
+def _instance(reference: DecodedReference, depth: DepthMap | None) -> Instance:
     rle = None
     if reference.mask is not None:
         height, width = reference.mask.shape
         counts = encode_rle(reference.mask).decode("ascii")
         rle = {"size": [height, width], "counts": counts}
     return Instance(
-        box=reference.box, rle=rle, score=reference.score, score_parts=reference.score_parts
+        box=reference.box,
+        rle=rle,
+        keypoints=None if reference.keypoints is None else reference.keypoints.tolist(),
+        depth=depth,
+        score=reference.score,
+        score_parts=reference.score_parts,
     )
 
 

@@ -24,6 +24,11 @@ HEADLINE = {
         "det_ap50": ("T13", "ap50"),
         "vqa_acc": ("T03", "accuracy"),
         "format_valid": ("all", "format_valid"),
+        # Only of recipes with these decoders.
+        "keypoint_ap": ("T23", "ap"),
+        "keypoint_pck": ("T23", "pck10"),
+        "depth_abs_rel": ("T25", "abs_rel"),
+        "depth_delta1": ("T25", "delta1"),
     },
     "val_combos": {"rec_acc50_heldout_combos": ("T17", "acc50")},
 }
@@ -107,7 +112,8 @@ def assess(config: RunConfig, workdir: Path, folders: Mapping[str, Path]) -> Non
     fresh = {
         name: evaluate(
             config, untrained(config), f"{name}_untrained", folders[name], out,
-            limit=UNTRAINED_LIMIT, tasks=sorted({task for task, _ in HEADLINE[name].values()} - {"all"}),
+            limit=UNTRAINED_LIMIT,
+            tasks=_headline_tasks(name, splits[name]),
         )
         for name in HELD_OUT
     }  # fmt: skip
@@ -123,6 +129,12 @@ def assess(config: RunConfig, workdir: Path, folders: Mapping[str, Path]) -> Non
     }
     write_html(workdir / "report.html", config, workdir, splits, seconds)
     write_json(workdir / "metrics.json", result)
+
+
+def _headline_tasks(name: str, split: Any) -> list[str]:
+    """Tasks of a split that have a headline number."""
+    wanted = {task for task, _ in HEADLINE[name].values()}
+    return sorted(wanted & split.scores.keys() - {"all"})
 
 
 def untrained(config: RunConfig) -> dict[str, Any]:
@@ -141,7 +153,8 @@ def headline(splits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for name, wanted in HEADLINE.items():
         split = splits[name]
-        for key, (task, metric) in wanted.items():
+        present = {key: row for key, row in wanted.items() if row[0] in split.scores}
+        for key, (task, metric) in present.items():
             row: dict[str, Any] = {"value": split.scores[task][metric]}
             if (fresh := split.scores.baseline("untrained", task, metric)) is not None:
                 row["untrained"] = fresh

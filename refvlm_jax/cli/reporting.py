@@ -17,7 +17,7 @@ from refvlm_jax.train.metrics import read_metrics
 # Task ids and how many cards of each a split shows: what can be drawn comes first.
 CARDS = {
     "T17": 6, "T18": 6, "T13": 3, "T14": 3, "T19": 3, "T20": 3, "T21": 2, "T22": 2, "T03": 3,
-    "T01": 2, "T06": 1, "T08": 1,
+    "T23": 4, "T24": 2, "T25": 4, "T01": 2, "T06": 1, "T08": 1,
 }  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def write_html(
     write_report(
         path,
         title=f"{config.name}: answers on held-out pictures",
-        subtitle="Text, boxes and masks of a REF-VLM beside the truth",
+        subtitle="Text and decoded references of a REF-VLM beside the truth",
         run_info={
             "recipe": config.name,
             "steps": config.train.steps,

@@ -26,6 +26,10 @@ def batch_spec(config: RunConfig, seq_len: int | None = None) -> BatchSpec:
         refs=data.refs,
         mask_refs=data.mask_refs,
         mask_size=data.mask_size,
+        kpt_refs=data.kpt_refs if model.keypoint else 0,
+        kpt_points=model.keypoint.points if model.keypoint else 0,
+        depth_refs=data.depth_refs if model.depth else 0,
+        depth_size=data.depth_size if model.depth else 0,
     )
 
 

@@ -1,13 +1,16 @@
 """Dialogues of a held-out dataset as ground truth for scoring."""
 
+import base64
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from data_pipelines.records import Dialog, Mask, Region
+from data_pipelines.records import Depth, Dialog, Mask, Region
 from data_pipelines.templates import render as render_template
-from refvlm_jax.eval.records import Instance, Triplet, Truth
+from refvlm_jax.eval.records import DepthMap, Instance, Triplet, Truth
 from refvlm_jax.trp.format import AnswerStyle
 from refvlm_jax.trp.render import render_answer
 from refvlm_jax.trp.spans import TextSpan
@@ -28,8 +31,14 @@ def select(dialogs: Iterable[Dialog], limit: int) -> list[Dialog]:
     return chosen
 
 
-def truth_of(dialog: Dialog, style: AnswerStyle = "plan") -> Truth:
-    """Ground truth of the first turn of a dialogue, in pixels of its picture."""
+def truth_of(dialog: Dialog, style: AnswerStyle = "plan", image_root: Path | None = None) -> Truth:
+    """Ground truth of the first turn of a dialogue, in pixels of its picture.
+
+    Args:
+      style: how the answer was asked to refer.
+      image_root: folder of the dataset's files, for those of depth maps.
+    """
+    root = Path(image_root or ".").absolute()
     turn, image = dialog.turns[0], dialog.image
     if image is None:
         raise ValueError(f"{dialog.uid}: only dialogues about a picture are scored")
@@ -39,7 +48,7 @@ def truth_of(dialog: Dialog, style: AnswerStyle = "plan") -> Truth:
             phrase=turn.answer[span.start : span.end],
             unit=span.unit.text,
             char_span=(span.start, span.end),
-            instances=[_instance(dialog.regions[k]) for k in span.targets],
+            instances=[_instance(dialog.regions[k], root) for k in span.targets],
         )
         for span in turn.spans
     ]
@@ -55,7 +64,7 @@ def truth_of(dialog: Dialog, style: AnswerStyle = "plan") -> Truth:
         raw=render_answer(turn.answer, spans).text,
         references=list(turn.references) or [turn.answer],
         triplets=triplets,
-        ignore=[_instance(region) for region in dialog.regions if region.is_crowd],
+        ignore=[_instance(r, root) for r in dialog.regions if r.is_crowd or r.keypoints == []],
         style=style,
     )
 
@@ -66,8 +75,25 @@ def question_of(dialog: Dialog) -> str:
     return turn.literal or render_template(turn.bank, turn.slots)
 
 
-def _instance(region: Region) -> Instance:
-    return Instance(box=region.box, rle=rle_of(region.mask), score=1.0)
+def _instance(region: Region, root: Path) -> Instance:
+    return Instance(
+        box=region.box,
+        rle=rle_of(region.mask),
+        keypoints=region.keypoints,
+        depth=None if region.depth is None else _depth_of(region.depth, root),
+    )
+
+
+def _depth_of(depth: Depth, root: Path) -> DepthMap:
+    data = depth.data
+    return DepthMap(
+        path="" if data is not None else os.path.normpath(root / depth.path),
+        png="" if data is None else base64.b64encode(data).decode("ascii"),
+        scale=depth.scale,
+        offset=depth.offset,
+        invalid=depth.invalid,
+        kind=depth.kind,
+    )
 
 
 def rle_of(mask: Mask | None) -> dict[str, Any] | None:

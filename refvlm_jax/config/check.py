@@ -17,6 +17,8 @@ _MAY_BE_ZERO = {
     "prompts",
     "refs",
     "mask_refs",
+    "kpt_refs",
+    "depth_refs",
     "workers",
     "warmup_steps",
     "end_lr_ratio",
@@ -35,6 +37,14 @@ _MAY_BE_ZERO = {
     "giou_weight",
     "focal_weight",
     "dice_weight",
+    "keypoint_weight",
+    "distance_weight",
+    "visibility_weight",
+    "auxiliary_weight",
+    "silog_weight",
+    "silog_variance",
+    "affine_weight",
+    "gradient_weight",
     "weights",
     "loss_weights",
 }
@@ -135,16 +145,43 @@ def _check_model(model: RefVLMConfig) -> None:
     _divides("model.llama.kv_heads", llama.kv_heads, "model.llama.heads", llama.heads)
     if llama.head_dim % 2:
         raise ConfigError(f"model.llama.head_dim = {llama.head_dim} must be even (rotary halves)")
-    for name, unit in (("box", model.box), ("mask", model.mask)):
-        if unit is not None:
-            _divides(f"model.{name}.heads", unit.heads, f"model.{name}.width", unit.width)
-    if model.mask is not None:
-        _divides(
-            "model.mask.norm_groups", model.mask.norm_groups, "model.mask.width", model.mask.width
+    for name, unit in _decoders(model).items():
+        _divides(f"model.{name}.heads", unit.heads, f"model.{name}.width", unit.width)
+    for name, pyramid in (("mask", model.mask), ("depth", model.depth)):
+        if pyramid is not None:
+            groups = pyramid.norm_groups
+            _divides(f"model.{name}.norm_groups", groups, f"model.{name}.width", pyramid.width)
+    if model.depth is not None and model.depth.min_depth >= model.depth.max_depth:
+        raise ConfigError(
+            f"model.depth.min_depth = {model.depth.min_depth} must lie below "
+            f"model.depth.max_depth = {model.depth.max_depth}; both are metres"
         )
 
 
+def _decoders(model: RefVLMConfig) -> dict[str, Any]:
+    """The transformer decoders of the unit decoders by field name."""
+    first = model.keypoint.box if model.keypoint else None
+    found = {
+        "box": model.box, "mask": model.mask, "keypoint": model.keypoint, "keypoint.box": first,
+        "depth": model.depth,
+    }  # fmt: skip
+    return {name: unit for name, unit in found.items() if unit is not None}
+
+
 def _check_batch(config: RunConfig) -> None:
+    slots = {"keypoint": "kpt_refs", "depth": "depth_refs"}
+    for unit, name in slots.items():
+        if getattr(config.model, unit) is not None and not getattr(config.data, name):
+            raise ConfigError(
+                f"data.{name} = 0 leaves model.{unit} without targets; set it to at least 1, "
+                f"or model.{unit} to None"
+            )
+    for name, unit in _decoders(config.model).items():
+        if config.data.shared_picture and not unit.mask_padding_queries:
+            raise ConfigError(
+                f"data.shared_picture needs model.{name}.mask_padding_queries = True: empty query "
+                "slots that take part would carry what one dialogue says to the others"
+            )
     replica, fsdp, seq, _ = config.mesh.shape
     parts = config.train.accumulate
     _divides("train.accumulate", parts, "data.batch_size", config.data.batch_size)

@@ -156,23 +156,6 @@ class MaskUnitConfig:
     dice_weight: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class RefVLMConfig:
-    """The composed model: which parts exist and their sizes."""
-
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    region_prompts: RegionPromptConfig | None = field(default_factory=RegionPromptConfig)
-    projector_depth: int = 2
-    kernel_gain: float = 1.0
-    """Factor on the kernels of tower, region prompts and projector at birth. PyTorch's default shrinks
-    the variance of every layer to a third, and patches then look nearly alike to the language model;
-    3^0.5 keeps it, with which a model trained from scratch learns to read them sooner. The unit
-    decoders learn faster without."""
-    llama: LlamaConfig = field(default_factory=LlamaConfig)
-    box: BoxUnitConfig | None = field(default_factory=BoxUnitConfig)
-    mask: MaskUnitConfig | None = field(default_factory=MaskUnitConfig)
-
-
 COCO_SIGMAS = (
     0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072,
     0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
@@ -263,6 +246,20 @@ class DepthUnitConfig:
     gradient_weight: float = 0.5
     gradient_scales: int = 4
     """Resolutions the gradients of the error are taken at, each half of the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefVLMConfig:
+    """The composed model: which parts exist and their sizes."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    region_prompts: RegionPromptConfig | None = field(default_factory=RegionPromptConfig)
+    projector_depth: int = 2
+    llama: LlamaConfig = field(default_factory=LlamaConfig)
+    box: BoxUnitConfig | None = field(default_factory=BoxUnitConfig)
+    mask: MaskUnitConfig | None = field(default_factory=MaskUnitConfig)
+    keypoint: KeypointUnitConfig | None = None
+    depth: DepthUnitConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

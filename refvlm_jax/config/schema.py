@@ -31,6 +31,12 @@ class DataConfig:
     """Mask target slots a row."""
     mask_size: int = 336
     """Side of a mask target in pixels."""
+    kpt_refs: int = 0
+    """Keypoint target slots a row; models without the unit have none."""
+    depth_refs: int = 0
+    """Depth target slots a row; models without the unit have none."""
+    depth_size: int = 336
+    """Side of a depth target in pixels."""
     workers: int = 0
     """Loader processes; 0 loads in threads of the training process."""
     threads: int = 4

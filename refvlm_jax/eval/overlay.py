@@ -1,4 +1,4 @@
-"""Drawing a picture with boxes, masks and region prompts on it as one inline SVG.
+"""Drawing a picture with what its answer refers to and region prompts on it as one inline SVG.
 
 Coordinates of the drawing are pixels of the original picture, so overlays need no scaling.
 """
@@ -15,6 +15,7 @@ from PIL import Image
 
 from refvlm_jax.eval.masks import clipped_box, load_mask
 from refvlm_jax.eval.outline import outline_path
+from refvlm_jax.eval.overlay_units import Range, depth_layer, pose_anchor, skeleton
 from refvlm_jax.eval.record_types import Box, Prediction, Rle, Triplet, Truth
 from refvlm_jax.rle import tight_box
 
@@ -60,6 +61,7 @@ def overlay_svg(
     *,
     label: str,
     prompts: Sequence[RegionPrompt] = (),
+    depth_span: Range | None = None,
 ) -> str:
     """An SVG of the picture with the objects of one record.
 
@@ -70,8 +72,9 @@ def overlay_svg(
       height: of the original picture.
       label: what a screen reader says.
       prompts: regions of the question, drawn dashed.
+      depth_span: ends of the colour scale of depth maps, see `overlay_units.depth_layer`.
     """
-    shapes = _objects(record.triplets, width, height) if record is not None else []
+    shapes = _objects(record.triplets, width, height, depth_span) if record is not None else []
     shapes += [_prompt(prompt, width, height) for prompt in prompts]
     return (
         f'<svg class="picture" viewBox="0 0 {width} {height}" role="img" '
@@ -87,7 +90,9 @@ def image_element(image: np.ndarray, element_id: str, width: int, height: int) -
     )
 
 
-def _objects(triplets: Sequence[Triplet], width: int, height: int) -> list[str]:
+def _objects(
+    triplets: Sequence[Triplet], width: int, height: int, depth_span: Range | None
+) -> list[str]:
     """Shapes first, then all numbers, so that no shape hides one."""
     shapes, numbers = [], []
     count = 0
@@ -96,6 +101,13 @@ def _objects(triplets: Sequence[Triplet], width: int, height: int) -> list[str]:
             count += 1
             colour = f'data-ref="{count}" style="--h:{hue(triplet.phrase)}"'
             anchor = None
+            if instance.depth is not None:
+                shapes.append(depth_layer(instance.depth, width, height, depth_span))
+            if instance.keypoints:
+                shapes.append(skeleton(instance.keypoints, width, height, colour))
+                anchor = pose_anchor(instance.keypoints)
+                numbers += [_number(count, anchor, width, height, colour)] if anchor else []
+                continue
             if instance.rle is not None:
                 shapes.append(_mask(instance.rle, width, height, colour))
                 anchor = _mask_anchor(instance.rle, width, height)

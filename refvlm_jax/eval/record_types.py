@@ -15,11 +15,31 @@ Rle = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class DepthMap:
+    """Depth of the picture as a 16-bit PNG: value = sample * scale + offset."""
+
+    path: str = ""
+    """File; relative to the record's own file where that is on disk. Empty: see `png`."""
+    png: str = ""
+    """The PNG itself in base64, for maps without a file."""
+    scale: float
+    offset: float = 0.0
+    invalid: int = 0
+    """Sample of pixels whose depth is unknown."""
+    kind: str = "metric"
+    """metric (metres), or relative (inverse depth up to scale and shift)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Instance:
     """One decoded or annotated object."""
 
     box: Box | None = None
     rle: Rle | None = None
+    keypoints: list[list[float]] | None = None
+    """x, y and visibility of every joint: 0 unlabelled, 1 hidden or 2 visible in a truth, the
+    probability of being visible in a prediction. Empty for a person without labelled joints."""
+    depth: DepthMap | None = None
     score: float = 1.0
     """Ranking confidence; 1 for truth."""
     score_parts: dict[str, float] = field(default_factory=dict)

@@ -4,16 +4,27 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from refvlm_jax.eval import fields as f
-from refvlm_jax.eval.record_types import Box, Instance, Prediction, Rle, Triplet, Truth
+from refvlm_jax.eval.record_types import (
+    Box,
+    DepthMap,
+    Instance,
+    Prediction,
+    Rle,
+    Triplet,
+    Truth,
+    instances,
+)
 from refvlm_jax.rle import runs
 from refvlm_jax.trp.format import AnswerStyle
 
 __all__ = [
     "Box",
+    "DepthMap",
     "Instance",
     "Prediction",
     "Rle",
@@ -33,10 +44,13 @@ Record = TypeVar("Record", Prediction, Truth)
 def write_records(path: Path, records: Iterable[Prediction | Truth]) -> None:
     """Writes records as JSON lines, atomically; the folder must exist.
 
+    Files of depth maps are named relative to it, so that records and maps can move together.
+
     Raises:
       ValueError: a record that could not be read back, for instance with a box that is not finite.
     """
-    lines = [_line(record) for record in records]
+    folder = Path(path).absolute().parent
+    lines = [_line(_renamed(r, lambda p: os.path.relpath(p, folder))) for r in records]
     write_text(path, "".join(lines))
 
 
@@ -132,6 +146,8 @@ def _instance(value: Any, where: str) -> Instance:
     instance = Instance(
         box=fields.take("box", f.optional(_box)),
         rle=fields.take("rle", f.optional(_rle)),
+        keypoints=fields.take("keypoints", f.optional(f.list_of(f.list_of(f.number, 3))), None),
+        depth=fields.take("depth", f.optional(_depth), None),
         score=fields.take("score", f.number),
         score_parts=fields.take("score_parts", f.map_of(f.number), {}),
     )
@@ -156,6 +172,24 @@ def _rle(value: Any, where: str) -> Rle:
     return {"size": [height, width], "counts": counts}
 
 
+def _depth(value: Any, where: str) -> DepthMap:
+    fields = f.Fields(value, where)
+    depth = DepthMap(
+        path=fields.take("path", f.text, ""),
+        png=fields.take("png", f.text, ""),
+        scale=fields.take("scale", f.number),
+        offset=fields.take("offset", f.number, 0.0),
+        invalid=fields.take("invalid", f.whole, 0),
+        kind=fields.take("kind", f.one_of("metric", "relative"), "metric"),
+    )
+    fields.done()
+    if bool(depth.path) == bool(depth.png):
+        raise ValueError(f"{where} needs either a path or a png, not both")
+    if depth.scale <= 0:
+        raise ValueError(f"{where}.scale is {depth.scale}; expected a positive number")
+    return depth
+
+
 def _plan_line(value: Any, where: str) -> dict[str, Any]:
     fields = f.Fields(value, where)
     line = {
@@ -165,6 +199,21 @@ def _plan_line(value: Any, where: str) -> dict[str, Any]:
     }
     fields.done()
     return line
+
+
+def _renamed(record: Record, change: Callable[[str], str]) -> Record:
+    """The record with `change` applied to the path of every depth map."""
+    if not any(i.depth is not None and i.depth.path for i in instances(record)):
+        return record
+
+    def moved(instance: Instance) -> Instance:
+        depth = instance.depth
+        if depth is None or not depth.path:
+            return instance
+        return replace(instance, depth=replace(depth, path=change(depth.path)))
+
+    triplets = [replace(t, instances=list(map(moved, t.instances))) for t in record.triplets]
+    return replace(record, triplets=triplets)
 
 
 def _line(record: Prediction | Truth) -> str:
@@ -191,6 +240,11 @@ def _read_all(paths: Iterable[Path], parse: Callable[[Any], Record]) -> dict[str
     return found
 
 
+def _from(path: Path) -> Callable[[str], str]:
+    folder = Path(path).absolute().parent
+    return lambda name: os.path.normpath(folder / name)
+
+
 def _read_file(path: Path, parse: Callable[[Any], Record]) -> Iterator[tuple[str, Record]]:
     # Bytes, so that neither a foreign encoding nor an unusual line separator hides a line number.
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
@@ -198,6 +252,6 @@ def _read_file(path: Path, parse: Callable[[Any], Record]) -> Iterator[tuple[str
         if not line.strip():
             continue
         try:
-            yield where, parse(json.loads(line))
+            yield where, _renamed(parse(json.loads(line)), _from(path))
         except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
             raise ValueError(f"{where}: {error}") from error

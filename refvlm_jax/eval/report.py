@@ -13,6 +13,7 @@ from refvlm_jax.eval.answer_html import answer_html, question_html
 from refvlm_jax.eval.curves import loss_curves
 from refvlm_jax.eval.judge import Judgement, judge
 from refvlm_jax.eval.overlay import RegionPrompt, image_element, overlay_svg
+from refvlm_jax.eval.overlay_units import depth_range
 from refvlm_jax.eval.record_types import Prediction, Truth
 from refvlm_jax.eval.records import write_text
 from refvlm_jax.eval.score import ALL, ScoreTable, shown, task_title
@@ -202,7 +203,7 @@ def _card(number: int, sample: Sample, prompts: Mapping[str, Sequence[RegionProm
         raise ValueError(f"picture of {truth.uid!r} is {found}; expected uint8 [H, W, 3]")
     width, height, name = truth.width, truth.height, f"picture-{number}"
     picture = image_element(image, name, width, height)
-    shown_prompts = prompts.get(truth.uid, ())
+    shown_prompts, span = prompts.get(truth.uid, ()), depth_range(truth)
     return Card(
         truth=truth,
         prediction=prediction,
@@ -212,9 +213,21 @@ def _card(number: int, sample: Sample, prompts: Mapping[str, Sequence[RegionProm
         answer=answer_html(prediction.plain, prediction.triplets) if prediction else "",
         expected=answer_html(truth.answer, truth.triplets),
         found_svg=overlay_svg(
-            prediction, picture, width, height, label="prediction", prompts=shown_prompts
+            prediction,
+            picture,
+            width,
+            height,
+            label="prediction",
+            prompts=shown_prompts,
+            depth_span=span,
         ),
         truth_svg=overlay_svg(
-            truth, f'<use href="#{name}"/>', width, height, label="truth", prompts=shown_prompts
+            truth,
+            f'<use href="#{name}"/>',
+            width,
+            height,
+            label="truth",
+            prompts=shown_prompts,
+            depth_span=span,
         ),
     )

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from refvlm_jax.eval.record_types import Prediction, Truth
-from refvlm_jax.eval.scorers import caption, detection, grounded, rec, region_caption, res, vqa
+from refvlm_jax.eval.scorers import (
+    caption,
+    depth,
+    detection,
+    grounded,
+    keypoints,
+    rec,
+    region_caption,
+    res,
+    vqa,
+)
 from refvlm_jax.eval.scorers.pairing import Metrics, Predictions
 from refvlm_jax.trp.format import check_format
 
@@ -21,7 +31,7 @@ class TaskScorer:
     headline: str
     """The metric the task is judged by."""
     unit: str
-    """What the answers are decoded to: box, mask, or empty for text."""
+    """What the answers are decoded to: box, mask, keypoint, depth, or empty for text."""
     score: Callable[[Sequence[Truth], Predictions], Metrics]
     terms: Callable[[Truth, Prediction | None], Terms] = lambda truth, prediction: {}
     """For metrics that are ratios of sums over samples."""
@@ -55,6 +65,17 @@ def _region_terms(truth: Truth, prediction: Prediction | None) -> Terms:
     return {"accuracy": (float(region_caption.correct(truth, prediction)), 1.0)}
 
 
+def _keypoint_terms(truth: Truth, prediction: Prediction | None) -> Terms:
+    matched = keypoints.matches(truth, prediction)
+    right, total = keypoints.correct_joints(matched)
+    shares = {keypoints.pck_name(t): (right[k], total) for k, t in enumerate(keypoints.PCK)}
+    return {"oks": (sum(value for _, _, value in matched), len(matched)), **shares}
+
+
+def _depth_terms(truth: Truth, prediction: Prediction | None) -> Terms:
+    return {name: (value, 1.0) for name, value in depth.sample(truth, prediction).items()}
+
+
 def _box(title: str) -> TaskScorer:
     return TaskScorer(title, "acc50", "box", rec.score, _rec_terms)
 
@@ -83,6 +104,10 @@ def _grounded(title: str, unit: str) -> TaskScorer:
     return TaskScorer(title, "recall", unit, partial(grounded.score, unit=unit))
 
 
+def _keypoints(title: str) -> TaskScorer:
+    return TaskScorer(title, "ap", "keypoint", keypoints.score, _keypoint_terms)
+
+
 TASKS: dict[str, TaskScorer] = {
     "T01": _caption("Caption"),
     "T02": _caption("Detailed caption"),
@@ -104,5 +129,8 @@ TASKS: dict[str, TaskScorer] = {
     "T20": _grounded("Grounded caption (mask)", "mask"),
     "T21": _box("Region to box"),
     "T22": _mask("Region to mask"),
+    "T23": _keypoints("Keypoints of everyone"),
+    "T24": _keypoints("Region to keypoints"),
+    "T25": TaskScorer("Depth", "delta1", "depth", depth.score, _depth_terms),
 }
 """Scorers by task id; other tasks are judged by their format alone."""

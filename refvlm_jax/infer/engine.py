@@ -1,4 +1,4 @@
-"""The inference engine: prompt batches in, answers with boxes and masks in picture pixels out."""
+"""The inference engine: prompt batches in, answers with everything decoded in picture pixels out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from refvlm_jax.geometry import PaddedSquare
 from refvlm_jax.infer.answers import Reference, TextAnswer, Tokenizer, read_answer, reference_table
 from refvlm_jax.infer.generate import Generation, generate
 from refvlm_jax.models.refvlm import RefTable, RefVLM, UnitOutputs
+from refvlm_jax.models.units.dispatch import SlotMap
 from refvlm_jax.trp.tokens import Unit
 
 ModelOf = Callable[[Mapping[str, jax.Array]], RefVLM]
@@ -40,6 +41,11 @@ class DecodedReference:
     """x1, y1, x2, y2, not clipped."""
     mask: np.ndarray | None = None
     """bool[H, W]."""
+    keypoints: np.ndarray | None = None
+    """float[K, 3] x, y and the probability of being visible."""
+    depth: np.ndarray | None = None
+    """float32[H, W] metres, or inverse depth up to scale and shift where `depth_kind` is relative."""
+    depth_kind: str = "metric"
 
 
 @dataclass(kw_only=True)
@@ -62,6 +68,7 @@ class Engine:
       max_new: room for generated tokens.
       slots: reference slots of the unit decoding program.
       mask_threshold: probability above which a mask pixel is set.
+      depth_kind: what the model's depth decoder answers, see `DepthUnitConfig.mode`.
     """
 
     def __init__(
@@ -73,8 +80,10 @@ class Engine:
         max_new: int,
         slots: int,
         mask_threshold: float = 0.5,
+        depth_kind: str = "metric",
     ):
         self.params, self.tokenizer, self.slots = params, tokenizer, slots
+        self.depth_kind = depth_kind
         self.mask_logit = float(np.log(mask_threshold / (1.0 - mask_threshold)))
 
         def answer(params: Mapping[str, jax.Array], batch: Batch) -> Generation:
@@ -131,24 +140,89 @@ class Engine:
             score=0.0,
             score_parts=dict(reference.score_parts),
         )
-        if reference.unit is Unit.BOX and outputs.boxes is not None:
-            box = square.boxes_to_pixels(np.asarray(outputs.boxes[row, slot]))
-            if not np.isfinite(box).all():
-                return None
-            result.box = tuple(float(v) for v in box)  # type: ignore[assignment]
-            result.score_parts["decoder"] = 1.0
-        elif reference.unit is Unit.MASK and outputs.mask_logits is not None:
-            assert outputs.mask_slots is not None
-            query = int(outputs.mask_slots.slot[row, slot])
-            if query < 0:
-                return None
-            logits = np.asarray(outputs.mask_logits[row, 0, query])
-            result.mask = square.mask_to_pixels(logits, self.mask_logit)
-            result.score_parts["decoder"] = mask_confidence(logits, self.mask_logit)
-        else:
+        read = {
+            Unit.BOX: _read_box, Unit.MASK: self._read_mask, Unit.KEYPOINT: _read_figure,
+            Unit.DEPTH: self._read_depth,
+        }.get(reference.unit)  # fmt: skip
+        if read is None or not read(result, square, outputs, row, slot):
             return None
         result.score = confidence(result.score_parts)
         return result
+
+    def _read_mask(
+        self,
+        result: DecodedReference,
+        square: PaddedSquare,
+        outputs: UnitOutputs,
+        row: int,
+        slot: int,
+    ) -> bool:
+        logits = _own_map(outputs.mask_logits, outputs.mask_slots, row, slot)
+        if logits is None:
+            return False
+        result.mask = square.mask_to_pixels(logits, self.mask_logit)
+        result.score_parts["decoder"] = mask_confidence(logits, self.mask_logit)
+        return True
+
+    def _read_depth(
+        self,
+        result: DecodedReference,
+        square: PaddedSquare,
+        outputs: UnitOutputs,
+        row: int,
+        slot: int,
+    ) -> bool:
+        depth = _own_map(outputs.depth, outputs.depth_slots, row, slot)
+        if depth is None or not np.isfinite(depth).all():
+            return False
+        result.depth, result.depth_kind = square.map_to_pixels(depth), self.depth_kind
+        result.score_parts["decoder"] = 1.0
+        return True
+
+
+def _own_map(
+    maps: np.ndarray | None, table: SlotMap | None, row: int, slot: int
+) -> np.ndarray | None:
+    """The map [y, x] that a reference owns among [B, I, Q, y, x]; None if it has no query slot."""
+    if maps is None or table is None or (query := int(table.slot[row, slot])) < 0:
+        return None
+    return np.asarray(maps[row, 0, query])
+
+
+def _read_box(
+    result: DecodedReference, square: PaddedSquare, outputs: UnitOutputs, row: int, slot: int
+) -> bool:
+    if outputs.boxes is None:
+        return False
+    box = square.boxes_to_pixels(np.asarray(outputs.boxes[row, slot]))
+    if not np.isfinite(box).all():
+        return False
+    result.box = tuple(float(v) for v in box)  # type: ignore[assignment]
+    result.score_parts["decoder"] = 1.0
+    return True
+
+
+def _read_figure(
+    result: DecodedReference, square: PaddedSquare, outputs: UnitOutputs, row: int, slot: int
+) -> bool:
+    if outputs.keypoints is None:
+        return False
+    points, logits, box = (
+        np.asarray(values[row, slot], np.float64)
+        for values in (
+            outputs.keypoints.points,
+            outputs.keypoints.visibility,
+            outputs.keypoints.boxes,
+        )
+    )
+    # Zeros, which no sigmoid gives, mark a reference without a query slot.
+    if not box.any() or not all(np.isfinite(values).all() for values in (points, logits, box)):
+        return False
+    visible = 1.0 / (1.0 + np.exp(logits[:, :1] - logits[:, 1:]))
+    result.keypoints = np.concatenate([square.points_to_pixels(points), visible], axis=1)
+    result.box = tuple(float(v) for v in square.boxes_to_pixels(box))  # type: ignore[assignment]
+    result.score_parts["decoder"] = float(visible.mean())
+    return True
 
 
 def _units(requests: Sequence[Request], rows: int) -> list[Unit]:

@@ -7,19 +7,35 @@ exactly the loss of the whole global batch (the reference averages per device).
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from refvlm_jax.batch import NO_GROUP, Batch
 from refvlm_jax.config.model import RefVLMConfig
 from refvlm_jax.models.placement import pixel_mask
 from refvlm_jax.models.refvlm import RefVLM, UnitOutputs
-from refvlm_jax.models.units.dispatch import slots
+from refvlm_jax.models.units.depth_losses import (
+    depth_loss_counts,
+    depth_loss_sums,
+    depth_loss_weights,
+)
+from refvlm_jax.models.units.dispatch import SlotMap, slots
+from refvlm_jax.models.units.keypoint_losses import (
+    keypoint_loss_counts,
+    keypoint_loss_sums,
+    keypoint_loss_weights,
+)
 from refvlm_jax.models.units.losses import box_loss_sums, mask_loss_sums
 from refvlm_jax.trp.tokens import IGNORE_ID, Unit
 
 
 def loss_weights(
-    config: RefVLMConfig, *, llm: float = 1.0, box: float = 1.0, mask: float = 1.0
+    config: RefVLMConfig,
+    *,
+    llm: float = 1.0,
+    box: float = 1.0,
+    mask: float = 1.0,
+    keypoint: float = 1.0,
+    depth: float = 1.0,
 ) -> dict[str, float]:
     """Weight of every loss term from the decoders' coefficients and one coefficient per part."""
     weights = {"llm": llm}
@@ -29,11 +45,15 @@ def loss_weights(
     if config.mask:
         weights["mask_focal"] = mask * config.mask.focal_weight
         weights["mask_dice"] = mask * config.mask.dice_weight
+    if config.keypoint:
+        weights |= keypoint_loss_weights(config.keypoint, keypoint)
+    if config.depth:
+        weights |= depth_loss_weights(config.depth, depth)
     return weights
 
 
 def loss_counts(config: RefVLMConfig, batch: Batch) -> dict[str, Float[Array, ""]]:
-    """What each term is averaged over: supervised tokens, decoded boxes, decoded masks."""
+    """What each term is averaged over: supervised tokens, decoded references of each unit."""
     counts = {"llm": (_next_tokens(batch) != IGNORE_ID).sum().astype(jnp.float32)}
     if config.box:
         boxes = _box_valid(config, batch).sum().astype(jnp.float32)
@@ -41,6 +61,13 @@ def loss_counts(config: RefVLMConfig, batch: Batch) -> dict[str, Float[Array, ""
     if config.mask:
         masks = _mask_targets(config, batch)[1].sum().astype(jnp.float32)
         counts |= {"mask_focal": masks, "mask_dice": masks}
+    if config.keypoint:
+        keypoints, valid = _keypoint_targets(config, batch)
+        counts |= keypoint_loss_counts(keypoints, valid, config.keypoint)
+    if config.depth:
+        valid = _depth_targets(config, batch)[1]
+        known, relative = batch.depth > 0, jnp.asarray(batch.depth_relative)
+        counts |= depth_loss_counts(known, relative, valid, config.depth)
     return counts
 
 
@@ -56,6 +83,14 @@ def loss_sums(
         sums |= box_loss_sums(units.boxes, batch.boxes, batch.ref_group, valid, model.config.box)
     if units.mask_logits is not None:
         sums |= _mask_sums(model.config, units, batch)
+    if units.keypoints is not None:
+        assert model.config.keypoint is not None
+        keypoints, valid = _keypoint_targets(model.config, batch)
+        sums |= keypoint_loss_sums(
+            units.keypoints, batch.boxes, keypoints, batch.ref_group, valid, model.config.keypoint
+        )
+    if units.depth is not None:
+        sums |= _depth_sums(model.config, units, batch)
     return sums
 
 
@@ -78,25 +113,65 @@ def _next_tokens(batch: Batch) -> Int[Array, "B S"]:
     return jnp.pad(shifted, ((0, 0), (0, 1)), constant_values=IGNORE_ID)
 
 
-def _box_valid(config: RefVLMConfig, batch: Batch) -> Array:
-    assert config.box is not None
+def _decoded(batch: Batch, unit: Unit, queries: int) -> Bool[Array, "B R"]:
+    """References of a unit that have a query slot of its decoder."""
     images = batch.image_valid.shape[1]
-    table = slots(
-        batch.ref_valid, batch.ref_unit, batch.ref_image, Unit.BOX, images, config.box.num_queries
-    )
+    table = slots(batch.ref_valid, batch.ref_unit, batch.ref_image, unit, images, queries)
     return table.slot >= 0
 
 
-def _mask_targets(config: RefVLMConfig, batch: Batch) -> tuple[Int[Array, "B Rm"], Array]:
-    """Reference that owns each mask target slot, and whether a decoder slot answers it."""
-    assert config.mask is not None
-    images, rows = batch.image_valid.shape[1], batch.masks.shape[1]
-    table = slots(
-        batch.ref_valid, batch.ref_unit, batch.ref_image, Unit.MASK, images, config.mask.num_queries
-    )
-    owns = batch.mask_slot[:, None, :] == jnp.arange(rows)[None, :, None]
-    owns &= (table.slot >= 0)[:, None, :]
+def _box_valid(config: RefVLMConfig, batch: Batch) -> Array:
+    assert config.box is not None
+    return _decoded(batch, Unit.BOX, config.box.num_queries)
+
+
+def _owners(
+    slot: Int[Array, "B R"], decoded: Bool[Array, "B R"], count: int
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+    """Reference that owns each of `count` target slots, and whether a decoder slot answers it."""
+    owns = slot[:, None, :] == jnp.arange(count)[None, :, None]
+    owns &= decoded[:, None, :]
     return owns.argmax(-1), owns.any(-1)
+
+
+def _mask_targets(config: RefVLMConfig, batch: Batch) -> tuple[Int[Array, "B Rm"], Array]:
+    assert config.mask is not None
+    decoded = _decoded(batch, Unit.MASK, config.mask.num_queries)
+    return _owners(batch.mask_slot, decoded, batch.masks.shape[1])
+
+
+def _depth_targets(config: RefVLMConfig, batch: Batch) -> tuple[Int[Array, "B Rd"], Array]:
+    assert config.depth is not None
+    decoded = _decoded(batch, Unit.DEPTH, config.depth.num_queries)
+    return _owners(batch.depth_slot, decoded, batch.depth.shape[1])
+
+
+def _keypoint_targets(
+    config: RefVLMConfig, batch: Batch
+) -> tuple[Float[Array, "B R K 3"], Bool[Array, "B R"]]:
+    """Body points of every reference, and whether it has some and a decoder slot answers it."""
+    assert config.keypoint is not None
+    slot = jnp.asarray(batch.keypoint_slot)
+    valid = _decoded(batch, Unit.KEYPOINT, config.keypoint.num_queries) & (slot >= 0)
+    keypoints = jnp.asarray(batch.keypoints)
+    if not keypoints.shape[1]:
+        raise ValueError(
+            "the batch has no keypoint slots for the model's keypoint unit; set data.kpt_refs"
+        )
+    place = jnp.maximum(slot, 0)[..., None, None]
+    return jnp.take_along_axis(keypoints, place, axis=1), valid
+
+
+def _of_owners(
+    per_slot: Float[Array, "B I Q y x"],
+    table: SlotMap,
+    owner: Int[Array, "B T"],
+    images: Int[Array, "B R"],
+) -> tuple[Float[Array, "B T y x"], Int[Array, "B T"]]:
+    """What the decoder said about the references that own target slots, and their images."""
+    image = jnp.take_along_axis(images, owner, axis=1)
+    slot = jnp.maximum(jnp.take_along_axis(table.slot, owner, axis=1), 0)
+    return jax.vmap(lambda row, i, s: row[i, s])(per_slot, image, slot), image
 
 
 def _mask_sums(
@@ -107,10 +182,19 @@ def _mask_sums(
     )
     owner, valid = _mask_targets(config, batch)
     size, image_size = batch.masks.shape[-1], batch.images.shape[2]
-    take = lambda values: jnp.take_along_axis(values, owner, axis=1)  # noqa: E731
-    image, slot = take(batch.ref_image), jnp.maximum(take(units.mask_slots.slot), 0)
-    logits = jax.vmap(lambda row, i, s: row[i, s])(units.mask_logits, image, slot)
+    logits, image = _of_owners(units.mask_logits, units.mask_slots, owner, batch.ref_image)
     pixels = pixel_mask(batch.pixel_box, size, image_size)
     pixels = jax.vmap(lambda row, i: row[i])(pixels, image)
-    group = jnp.where(valid, take(batch.ref_group), NO_GROUP)
+    group = jnp.where(valid, jnp.take_along_axis(batch.ref_group, owner, axis=1), NO_GROUP)
     return mask_loss_sums(logits, batch.masks, group, valid, pixels, config.mask)
+
+
+def _depth_sums(
+    config: RefVLMConfig, units: UnitOutputs, batch: Batch
+) -> dict[str, Float[Array, ""]]:
+    assert config.depth is not None and units.depth is not None and units.depth_slots is not None
+    owner, valid = _depth_targets(config, batch)
+    depth, _ = _of_owners(units.depth, units.depth_slots, owner, batch.ref_image)
+    target = batch.depth.astype(jnp.float32)
+    relative = jnp.asarray(batch.depth_relative)
+    return depth_loss_sums(depth, target, target > 0, relative, valid, config.depth)

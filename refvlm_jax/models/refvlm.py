@@ -1,4 +1,4 @@
-"""The composed REF-VLM: pictures, prompts and text in; text, boxes and masks out.
+"""The composed REF-VLM: pictures, prompts and text in; text, boxes, masks, joints and depth out.
 
 Vision tower -> region prompts and projector -> one gather -> Llama -> `<REF>` states -> unit decoders
 (arXiv 2503.07413, section 3). Shape legend: `B` rows, `S` positions, `I` images a row, `N` patches,
@@ -6,6 +6,7 @@ Vision tower -> region prompts and projector -> one gather -> Llama -> `<REF>` s
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from refvlm_jax.models.placement import place, prompt_features
 from refvlm_jax.models.projector import Projector
 from refvlm_jax.models.region_prompts import RegionPromptEncoder
 from refvlm_jax.models.units.box import BoxUnit
+from refvlm_jax.models.units.depth import DepthUnit
 from refvlm_jax.models.units.dispatch import (
     SlotMap,
     gather_queries,
@@ -28,8 +30,11 @@ from refvlm_jax.models.units.dispatch import (
     slot_dialogs,
     slots,
 )
+from refvlm_jax.models.units.keypoint import KeypointOutputs, KeypointUnit
 from refvlm_jax.models.units.mask import MaskUnit
 from refvlm_jax.trp.tokens import Unit
+
+_Decoder = BoxUnit | MaskUnit | KeypointUnit | DepthUnit
 
 
 @jax.tree_util.register_dataclass
@@ -66,12 +71,11 @@ class UnitOutputs:
     mask_logits: Float[Array, "B I Q y x"] | None
     """Per decoder slot: `mask_slots` says which reference owns which."""
     mask_slots: SlotMap | None
-
-
-def _scale_kernels(part: nnx.Module, gain: float) -> None:
-    for path, variable in nnx.to_flat_state(nnx.state(part, nnx.Param)):
-        if path[-1] == "kernel":
-            variable[...] = variable[...] * gain
+    keypoints: KeypointOutputs | None = None
+    """In the order of the reference table ([B, R, ...]); zero where the reference has none."""
+    depth: Float[Array, "B I Q y x"] | None = None
+    """Per decoder slot, see `DepthUnit`; `depth_slots` says which reference owns which."""
+    depth_slots: SlotMap | None = None
 
 
 class RefVLM(nnx.Module):
@@ -92,9 +96,10 @@ class RefVLM(nnx.Module):
         query_dim = config.llama.width
         self.box = BoxUnit(config.box, dims, query_dim, rngs) if config.box else None
         self.mask = MaskUnit(config.mask, dims, query_dim, rngs) if config.mask else None
-        for part in (self.vision, self.region_prompts, self.projector):
-            if part is not None and config.kernel_gain != 1.0:
-                _scale_kernels(part, config.kernel_gain)
+        self.keypoint = (
+            KeypointUnit(config.keypoint, dims, query_dim, rngs) if config.keypoint else None
+        )
+        self.depth = DepthUnit(config.depth, dims, query_dim, rngs) if config.depth else None
 
     def encode_images(self, images: Array) -> VisionFeatures:
         """Features of pictures uint8[B, I, Y, X, 3], flattened to B*I."""
@@ -130,39 +135,36 @@ class RefVLM(nnx.Module):
         dropout_key: Array | None = None,
     ) -> UnitOutputs:
         """Runs every unit decoder on the states of its own references."""
-        boxes = mask_logits = mask_slots = None
-        if self.box is not None:
-            queries, valid, table = self._queries(hidden, refs, Unit.BOX, images)
-            with jax.named_scope("box_unit"):
-                found = self.box(
-                    queries,
-                    valid,
-                    features.maps,
-                    dropout_key,
-                    dialog=slot_dialogs(refs.dialog, table),
-                )
-            boxes = scatter_back(found, table)
-        if self.mask is not None:
-            queries, valid, mask_slots = self._queries(hidden, refs, Unit.MASK, images)
-            with jax.named_scope("mask_unit"):
-                logits = self.mask(
-                    queries,
-                    valid,
-                    features.maps,
-                    dropout_key,
-                    dialog=slot_dialogs(refs.dialog, mask_slots),
-                )
-            mask_logits = logits.reshape(-1, images, *logits.shape[1:])
-        return UnitOutputs(boxes=boxes, mask_logits=mask_logits, mask_slots=mask_slots)
 
-    def _queries(
-        self, hidden: Float[Array, "B S D"], refs: RefTable, unit: Unit, images: int
-    ) -> tuple[Array, Array, SlotMap]:
-        decoder = self.config.box if unit is Unit.BOX else self.config.mask
-        assert decoder is not None
-        table = slots(refs.valid, refs.unit, refs.image, unit, images, decoder.num_queries)
-        queries = gather_queries(hidden, refs.pos, table)
-        return queries, table.valid.reshape(-1, decoder.num_queries), table
+        def run(decoder: _Decoder, unit: Unit) -> tuple[Any, SlotMap]:
+            """What a decoder says about its query slots, B * I rows, and who owns the slots."""
+            count = decoder.config.num_queries
+            table = slots(refs.valid, refs.unit, refs.image, unit, images, count)
+            queries = gather_queries(hidden, refs.pos, table)
+            valid, dialog = table.valid.reshape(-1, count), slot_dialogs(refs.dialog, table)
+            with jax.named_scope(f"{unit.text}_unit"):
+                return decoder(queries, valid, features.maps, dropout_key, dialog=dialog), table
+
+        boxes = mask_logits = mask_slots = keypoints = depth = depth_slots = None
+        if self.box is not None:
+            boxes = scatter_back(*run(self.box, Unit.BOX))
+        if self.mask is not None:
+            found, mask_slots = run(self.mask, Unit.MASK)
+            mask_logits = found.reshape(-1, images, *found.shape[1:])
+        if self.keypoint is not None:
+            found, table = run(self.keypoint, Unit.KEYPOINT)
+            keypoints = jax.tree.map(lambda per_slot: scatter_back(per_slot, table), found)
+        if self.depth is not None:
+            found, depth_slots = run(self.depth, Unit.DEPTH)
+            depth = found.reshape(-1, images, *found.shape[1:])
+        return UnitOutputs(
+            boxes=boxes,
+            mask_logits=mask_logits,
+            mask_slots=mask_slots,
+            keypoints=keypoints,
+            depth=depth,
+            depth_slots=depth_slots,
+        )
 
     def __call__(
         self, batch: Batch, *, dropout_key: Array | None = None

@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from refvlm_jax.batch import NO_GROUP, NO_SLOT, Batch, BatchSpec, empty_row
+from refvlm_jax.batch import NO_GROUP, Batch, BatchSpec, empty_row
 from refvlm_jax.config.model import (
     BoxUnitConfig,
+    DepthUnitConfig,
+    KeypointUnitConfig,
     LlamaConfig,
     MaskUnitConfig,
     RefVLMConfig,
@@ -55,12 +57,36 @@ def tiny_config() -> RefVLMConfig:
             norm_groups=4,
             dropout=0.0,
         ),
+        keypoint=KeypointUnitConfig(
+            box=BoxUnitConfig(
+                num_queries=3, features=(1, 3), width=16, layers=1, heads=2, mlp_dim=32, dropout=0.0
+            ),
+            features=(1, 3),
+            width=16,
+            layers=1,
+            heads=2,
+            mlp_dim=32,
+            dropout=0.0,
+            sigmas=(0.05, 0.1, 0.1, 0.2),
+        ),
+        depth=DepthUnitConfig(
+            features=(1, 3),
+            width=16,
+            layers=1,
+            heads=2,
+            mlp_dim=32,
+            norm_groups=4,
+            dropout=0.0,
+            bins=8,
+            max_depth=20.0,
+        ),
     )
 
 
 def tiny_spec(config: RefVLMConfig, seq_len: int = 48) -> BatchSpec:
     """Batch sizes that fit `tiny_config`."""
     assert config.region_prompts is not None
+    points = config.keypoint.points if config.keypoint else 0
     return BatchSpec(
         seq_len=seq_len,
         image_size=config.vision.image_size,
@@ -70,6 +96,10 @@ def tiny_spec(config: RefVLMConfig, seq_len: int = 48) -> BatchSpec:
         refs=6,
         mask_refs=4,
         mask_size=config.vision.image_size,
+        kpt_refs=2 if config.keypoint else 0,
+        kpt_points=points,
+        depth_refs=1 if config.depth else 0,
+        depth_size=config.vision.image_size if config.depth else 0,
     )
 
 
@@ -82,7 +112,7 @@ def random_batch(spec: BatchSpec, rows: int, seed: int, vocab: int = 64) -> Batc
 def random_row(
     spec: BatchSpec, rng: np.random.Generator, sample_id: int, vocab: int
 ) -> dict[str, np.ndarray]:
-    """A row with a picture, up to two prompts, text, and boxes and masks in groups."""
+    """A row with a picture, up to two prompts, text, and references of every unit in groups."""
     row = empty_row(spec)
     prompts = int(rng.integers(0, spec.prompts + 1))
     visual = spec.image_tokens + prompts * spec.prompt_tokens
@@ -113,16 +143,44 @@ def _random_refs(
     count = int(rng.integers(0, min(spec.refs, len(places)) + 1))
     row["ref_pos"][:count] = np.sort(rng.choice(places, count, replace=False))
     row["ref_valid"][:count] = True
-    row["ref_group"][:count] = np.sort(rng.integers(0, 3, count))
+    row["ref_group"][:count] = np.sort(rng.integers(0, 5, count))
     row["ref_group"][count:] = NO_GROUP
-    used = 0
+    used = dict.fromkeys(_SLOTS, 0)
     for k in range(count):
-        mask = row["ref_group"][k] == 1 and used < spec.mask_refs
-        row["ref_unit"][k] = int(Unit.MASK if mask else Unit.BOX)
-        row["mask_slot"][k] = used if mask else NO_SLOT
-        x, y = rng.integers(0, spec.mask_size // 2, 2)
-        if mask:
-            row["masks"][used, y : y + 10, x : x + 10] = 1
-            used += 1
-        else:
+        unit = _UNIT_OF_GROUP.get(int(row["ref_group"][k]), Unit.BOX)
+        slot, room = used.get(unit, 0), _room(spec).get(unit, 0)
+        unit = unit if slot < room else Unit.BOX
+        row["ref_unit"][k] = int(unit)
+        if unit is not Unit.BOX:
+            row[_SLOTS[unit]][k] = slot
+            used[unit] += 1
+        if unit in (Unit.BOX, Unit.KEYPOINT):
             row["boxes"][k] = rng.uniform((0.2, 0.2, 0.1, 0.1), (0.8, 0.8, 0.3, 0.3))
+        _random_target(row, spec, rng, unit, slot)
+
+
+_UNIT_OF_GROUP = {1: Unit.MASK, 3: Unit.KEYPOINT, 4: Unit.DEPTH}
+_SLOTS = {Unit.MASK: "mask_slot", Unit.KEYPOINT: "keypoint_slot", Unit.DEPTH: "depth_slot"}
+
+
+def _room(spec: BatchSpec) -> dict[Unit, int]:
+    return {
+        Unit.MASK: spec.mask_refs,
+        Unit.KEYPOINT: spec.kpt_refs,
+        Unit.DEPTH: spec.depth_refs,
+    }
+
+
+def _random_target(
+    row: dict[str, np.ndarray], spec: BatchSpec, rng: np.random.Generator, unit: Unit, slot: int
+) -> None:
+    """What a slot of a unit other than box holds."""
+    if unit is Unit.MASK:
+        x, y = rng.integers(0, spec.mask_size // 2, 2)
+        row["masks"][slot, y : y + 10, x : x + 10] = 1
+    elif unit is Unit.KEYPOINT:
+        row["keypoints"][slot, :, :2] = rng.uniform(0.2, 0.8, (spec.kpt_points, 2))
+        row["keypoints"][slot, :, 2] = rng.permutation(spec.kpt_points) % 3
+    elif unit is Unit.DEPTH:
+        side = spec.depth_size
+        row["depth"][slot, 4 : side - 4] = rng.uniform(1.0, 9.0, (side - 8, side))

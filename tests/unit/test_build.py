@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.build import BuildRecipe, SourceEntry, build, shapes_world_recipe
-from data_pipelines.records import Dialog, MediaRef, Prompt, PromptKind, Region, Span, Turn
+from data_pipelines.records import Depth, Dialog, MediaRef, Prompt, PromptKind, Region, Span, Turn
 from data_pipelines.shapes_world import generate
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.sources.base import SourceError
@@ -22,7 +22,7 @@ SAMPLE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "coco_
 @pytest.fixture()
 def world(tmp_path: Path) -> Path:
     out = tmp_path / "world"
-    generate(out, level=1, scenes={"train": 8}, workers=1, progress=False)
+    generate(out, level=1, scenes={"train": 8}, seed=3, workers=1, progress=False)  # three people
     return out
 
 
@@ -47,7 +47,7 @@ def test_finished_work_is_kept(world: Path, tmp_path: Path, capsys: pytest.Captu
     again = build(recipe, out, progress=False)
     assert again.counts == first.counts and "built already" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == stamps
-    assert sum(build(recipe, out, limit=2, progress=False).counts.values()) == 14
+    assert sum(build(recipe, out, limit=2, progress=False).counts.values()) == 18
 
 
 def test_bad_pictures_are_dropped_with_every_dialogue_about_them(
@@ -106,6 +106,32 @@ def test_real_coco_pictures_with_annotated_people(tmp_path: Path) -> None:
     assert people == 14
 
 
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the COCO sample is not here")
+def test_real_coco_poses(tmp_path: Path) -> None:
+    file = str(SAMPLE / "test_coco.json")
+    recipe = BuildRecipe(
+        split="val", image_root=str(SAMPLE), folder="", instances=file,
+        entries=(SourceEntry("coco_keypoints", file),),
+    )  # fmt: skip
+    report = build(recipe, tmp_path / "out", progress=False)
+    assert not report.dropped and report.counts["T24"] == 2 * 12
+    store = DialogStore(tmp_path / "out")
+    everyone = [store[k] for k in range(len(store)) if store[k].task_id == "T23"]
+    assert sum(len(d.turns[0].spans[0].targets) for d in everyone) == 12
+    # Two people have no labelled joint: scoring must know them.
+    assert sum(r.keypoints == [] for d in everyone for r in d.regions) == 2
+
+
+def test_an_unusable_depth_map_is_dropped(world: Path, tmp_path: Path) -> None:
+    maps = sorted((world / "depth/train").iterdir())
+    maps[0].unlink()
+    with Image.open(maps[1]) as picture:
+        size = picture.size
+    Image.new("I;16", size).save(maps[1])
+    report = build(shapes_world_recipe(world, "train"), tmp_path / "out", progress=False)
+    assert report.dropped == {"V09": 2} and report.counts["T25"] == len(maps) - 2
+
+
 def dialog(**changes: object) -> Dialog:
     turn = Turn(
         task_name="detection", bank="det", answer="dog.",
@@ -128,6 +154,8 @@ INVALID = {
     "V01": dialog(task_id="T99"),
     "V03": with_turn(answer="", spans=[]),
     "V05": dialog(regions=[Region(box=(1.0, 1.0, 99.0, 9.0))]),
+    "V08": dialog(regions=[Region(box=(1.0, 1.0, 9.0, 9.0), keypoints=[[5.0, 99.0, 2.0]])]),
+    "V09": dialog(regions=[Region(box=(1.0, 1.0, 9.0, 9.0), depth=Depth(scale=0.0, path="d"))]),
     "V10": with_turn(spans=[Span(start=0, end=3, unit=Unit.BOX, targets=[5])]),
     "V13": with_turn(prompts=[Prompt(region=0, kind=PromptKind.MASK)]),
     "V14": with_turn(answer="<REF> dog.", spans=[]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from refvlm_jax.batch import Batch
+from refvlm_jax.batch import NO_SLOT, Batch
 from refvlm_jax.models.objective import loss_counts, loss_sums, loss_weights
 from refvlm_jax.models.placement import pixel_mask, place
 from refvlm_jax.models.refvlm import RefVLM
@@ -33,7 +33,7 @@ def sums_of(model: RefVLM, batch: Batch) -> dict:
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    return random_batch(tiny_spec(tiny_config()), rows=4, seed=3)
+    return random_batch(tiny_spec(tiny_config(), 56), rows=6, seed=3)
 
 
 def test_place_takes_text_and_visual_tokens() -> None:
@@ -52,11 +52,15 @@ def test_a_row_is_independent_of_its_neighbours(model: RefVLM, batch: Batch) -> 
     alone, alone_units = forward(model, jax.tree.map(lambda x: x[1:2], batch))
     np.testing.assert_allclose(alone[0], hidden[1], atol=1e-5)
     np.testing.assert_allclose(alone_units.boxes[0], units.boxes[1], atol=1e-5)
+    np.testing.assert_allclose(
+        alone_units.keypoints.points[0], units.keypoints.points[1], atol=1e-5
+    )
+    np.testing.assert_allclose(alone_units.depth[0], units.depth[1], rtol=1e-4)
 
 
 def test_losses_add_up_over_any_split_of_the_batch(model: RefVLM, batch: Batch) -> None:
     whole, counts = sums_of(model, batch), loss_counts(model.config, batch)
-    halves = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, 2), slice(2, 4))]
+    halves = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, 3), slice(3, 6))]
     half_sums = [sums_of(model, half) for half in halves]
     for name in whole:
         parts = sum(float(sums[name]) for sums in half_sums)
@@ -70,7 +74,64 @@ def test_counts_are_the_references_of_each_unit(model: RefVLM, batch: Batch) -> 
     units = np.where(batch.ref_valid, batch.ref_unit, 0)
     assert counts["box_l1"] == (units == Unit.BOX).sum()
     assert counts["mask_dice"] == (units == Unit.MASK).sum()
+    assert counts["keypoint_l1"] == (units == Unit.KEYPOINT).sum() > 0
+    assert counts["depth_silog"] == (units == Unit.DEPTH).sum() > 0
+    assert counts["depth_affine"] == 0
     assert set(loss_weights(model.config)) == set(counts)
+
+
+@pytest.mark.parametrize("slot", ["keypoint_slot", "depth_slot", "mask_slot"])
+def test_a_reference_without_a_target_slot_counts_nowhere(
+    model: RefVLM, batch: Batch, slot: str
+) -> None:
+    without = dataclasses.replace(batch, **{slot: np.full_like(getattr(batch, slot), NO_SLOT)})
+    prefix = slot.partition("_")[0] + "_"
+    before, counts = loss_counts(model.config, batch), loss_counts(model.config, without)
+    sums = sums_of(model, without)
+    for name in counts:
+        lost = name.startswith(prefix)
+        assert counts[name] == (0 if lost else before[name]), name
+        assert not lost or sums[name] == 0, name
+
+
+def test_keypoints_are_compared_with_their_own_target(model: RefVLM, batch: Batch) -> None:
+    """Targets may lie in any slot, as long as the slot map says so."""
+    swapped = dataclasses.replace(
+        batch,
+        keypoints=batch.keypoints[:, ::-1],
+        keypoint_slot=np.where(batch.keypoint_slot == NO_SLOT, NO_SLOT, 1 - batch.keypoint_slot),
+    )
+    before, after = sums_of(model, batch), sums_of(model, swapped)
+    np.testing.assert_allclose(after["keypoint_l1"], before["keypoint_l1"], rtol=1e-6)
+    moved = dataclasses.replace(batch, keypoints=batch.keypoints[:, ::-1])
+    assert abs(sums_of(model, moved)["keypoint_l1"] - before["keypoint_l1"]) > 1e-3
+
+
+def test_unknown_depth_adds_nothing(model: RefVLM, batch: Batch) -> None:
+    blank = dataclasses.replace(batch, depth=np.zeros_like(batch.depth))
+    sums, counts = sums_of(model, blank), loss_counts(model.config, blank)
+    for name in ("depth_silog", "depth_gradient", "depth_affine"):
+        assert sums[name] == 0 and counts[name] == 0
+    relative = dataclasses.replace(batch, depth_relative=np.ones_like(batch.depth_relative))
+    counts = loss_counts(model.config, relative)
+    assert counts["depth_silog"] == 0 and counts["depth_affine"] > 0
+
+
+def test_a_model_without_the_units_needs_no_slots(batch: Batch) -> None:
+    config = dataclasses.replace(tiny_config(), keypoint=None, depth=None)
+    spec = tiny_spec(config)
+    assert spec.kpt_refs == spec.depth_refs == 0
+    plain = random_batch(spec, rows=2, seed=3)
+    assert plain.keypoints.size == plain.depth.size == 0
+    sums = sums_of(RefVLM(config, nnx.Rngs(0)), plain)
+    assert set(sums) == set(loss_weights(config)) == set(loss_counts(config, plain))
+    assert not any(name.startswith(("keypoint", "depth")) for name in sums)
+
+
+def test_a_keypoint_unit_refuses_batches_without_its_slots(model: RefVLM, batch: Batch) -> None:
+    bare = dataclasses.replace(batch, keypoints=batch.keypoints[:, :0])
+    with pytest.raises(ValueError, match=r"set data\.kpt_refs"):
+        loss_counts(model.config, bare)
 
 
 def test_no_references_give_zero_loss_and_finite_gradients(model: RefVLM, batch: Batch) -> None:
@@ -94,15 +155,6 @@ def test_every_part_of_the_model_receives_a_gradient(model: RefVLM, batch: Batch
         return sum(sums.values())
 
     grads = jax.jit(jax.grad(total))(state)
-    for part in ("vision", "region_prompts", "projector", "llama", "box", "mask"):
+    parts = ("vision", "region_prompts", "projector", "llama", "box", "mask", "keypoint", "depth")
+    for part in parts:
         assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(grads[part])), part
-
-
-def test_kernel_gain_scales_what_the_language_model_sees(model: RefVLM) -> None:
-    config = dataclasses.replace(tiny_config(), kernel_gain=2.0)
-    scaled = nnx.to_flat_state(nnx.state(RefVLM(config, nnx.Rngs(0)), nnx.Param))
-    plain = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    for path, variable in scaled:
-        seen = path[0] in ("vision", "region_prompts", "projector")
-        factor = 2.0 if path[-1] == "kernel" and seen else 1.0
-        np.testing.assert_allclose(variable[...], factor * plain[path][...])

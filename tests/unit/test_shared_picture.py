@@ -11,7 +11,8 @@ from tiny_dialogs import SPEC, dialog, grounding, text_turn, tokenizer, write_pi
 
 from data_pipelines.encode import EncodeOptions, encode_prompt, encode_row
 from refvlm_jax.batch import TEXT, Batch
-from refvlm_jax.cli.data_setup import encode_options
+from refvlm_jax.config.check import check
+from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.models.objective import loss_counts, loss_sums
 from refvlm_jax.models.refvlm import RefVLM
@@ -109,8 +110,8 @@ def test_one_conversation_differs(world, model):
 def test_empty_slots_that_take_part_are_refused():
     config = RunConfig(name="walls")
     config = replace(config, data=replace(config.data, shared_picture=True))
-    with pytest.raises(ValueError, match=r"model\.box\.mask_padding_queries"):
-        encode_options(config)
+    with pytest.raises(ConfigError, match=r"model\.box\.mask_padding_queries"):
+        check(config)
 
 
 def test_query_slots_are_counted_in_their_dialogue():

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.records import Dialog, PromptKind, Span
-from data_pipelines.sources import coco, grounded, interactive, refcoco, vqa
+from data_pipelines.records import Depth, Dialog, Prompt, PromptKind, Span
+from data_pipelines.sources import coco, depth, grounded, interactive, keypoints, refcoco, vqa
 from data_pipelines.sources.base import Drops, SourceError
 from refvlm_jax import rle
 from refvlm_jax.trp.tokens import Unit
@@ -220,3 +220,69 @@ def test_open_psg_checks_its_character_spans(tmp_path: Path) -> None:
     assert dialog.image and (dialog.image.width, dialog.image.height) == (60, 50)
     assert dialog.regions[0].box == (10, 10, 30, 30)
     assert drops.counts["V20"] == 1 and "psg.json, row 1" in drops.lines[0]
+
+
+def people(
+    tmp_path: Path, annotations: list[dict], split: str = "val"
+) -> tuple[list[Dialog], Drops]:
+    content = {
+        "images": [IMAGE], "annotations": annotations, "categories": [{"id": 1, "name": "person"}]
+    }  # fmt: skip
+    drops = Drops()
+    path = write(tmp_path / "person_keypoints.json", content)
+    return list(keypoints.people(path, split, "pics", drops)), drops
+
+
+JOINTS = [12, 14, 2, 20, 22, 1, 0, 0, 0]
+
+
+def test_people_are_asked_for_together_and_one_by_one(tmp_path: Path) -> None:
+    rows = [
+        annotation(1, keypoints=JOINTS),
+        annotation(2, keypoints=[0] * 9, segmentation=FAR, bbox=[40, 20, 10, 20]),
+        annotation(3, keypoints=[0] * 9, iscrowd=1),
+        annotation(
+            4, keypoints=[45, 30, 2, 0, 0, 0, 0, 0, 0], segmentation=FAR, bbox=[40, 20, 10, 20]
+        ),
+    ]
+    (everyone, *single), drops = people(tmp_path, rows)
+    assert not drops.lines and everyone.task_id == "T23" and everyone.flags == ["crowd_present"]
+    turn = everyone.turns[0]
+    assert turn.answer == "person." and turn.task_name == "keypoint_detection"
+    assert turn.spans == [Span(start=0, end=6, unit=Unit.KEYPOINT, targets=[0, 3])]
+    found = [region.keypoints for region in everyone.regions]
+    assert found[0] == [[12, 14, 2], [20, 22, 1], [0, 0, 0]] and found[1:3] == [[], None]
+    assert [(d.task_id, d.turns[0].prompts[0].kind.name) for d in single] == [
+        ("T24", "BOX"), ("T24", "MASK"), ("T24", "BOX"), ("T24", "MASK")
+    ]  # fmt: skip
+    assert single[0].turns[0].prompts == [Prompt(region=0, kind=PromptKind.BOX)]
+    assert single[0].turns[0].task_name == "grounding_keypoints"
+    # Training shows each person once.
+    (_, *single), _ = people(tmp_path, rows, "train")
+    assert len(single) == 2
+
+
+@pytest.mark.parametrize(
+    "joints", [[1, 2], "x", [12, 14, 3], [12, 99, 2], [float("nan"), 1, 2], None]
+)
+def test_bad_joints_are_dropped_aloud(tmp_path: Path, joints: Any) -> None:
+    good = annotation(1, keypoints=JOINTS[:3])
+    (everyone, *_), drops = people(tmp_path, [good, annotation(2, keypoints=joints)])
+    assert drops.counts == {"V08": 1} and "annotation 2" in drops.lines[0]
+    assert everyone.turns[0].spans[0].targets == [0]
+
+
+def test_a_picture_without_labelled_people_is_not_asked_about(tmp_path: Path) -> None:
+    assert people(tmp_path, [annotation(1, keypoints=[0] * 9)]) == ([], Drops())
+
+
+def test_every_picture_has_a_depth_map_beside_it(tmp_path: Path) -> None:
+    path, drops = write(tmp_path / "images.json", {"images": [IMAGE]}), Drops()
+    (found,) = depth.depth_maps(path, "val", "pics", drops, depth_folder="deep", scale=0.001)
+    assert found.task_id == "T25" and found.regions[0].depth == Depth(
+        path="deep/a.png", scale=0.001
+    )
+    turn = found.turns[0]
+    (span,) = turn.spans
+    assert turn.answer[span.start : span.end] == "target" and span.unit is Unit.DEPTH
+    assert turn.task_name == "depth" and not drops.lines

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.records import Dialog, decode, encode
-from data_pipelines.sources import coco, grounded, interactive, refcoco, vqa
+from data_pipelines.sources import coco, depth, grounded, interactive, keypoints, refcoco, vqa
 from data_pipelines.sources.base import Drops
 from data_pipelines.validate import repair, validate
 from refvlm_jax import rle
@@ -24,7 +24,7 @@ IMAGE = {"id": 7, "file_name": "a.jpg", "width": 60, "height": 50}
 SIZES = {"a.jpg": (60, 50)}
 ANNOTATION = {
     "id": 1, "image_id": 7, "category_id": 1, "bbox": [10, 10, 20, 20], "iscrowd": 0,
-    "segmentation": SQUARE, "caption": "A dog.",
+    "segmentation": SQUARE, "caption": "A dog.", "keypoints": [12, 14, 2, 20, 22, 1, 0, 0, 0],
 }  # fmt: skip
 COCO = {
     "images": [IMAGE, IMAGE | {"id": 8}],
@@ -62,6 +62,8 @@ SOURCES: dict[str, tuple[Any, bool, Convert]] = {
     ),
     "flickr": ([FLICKR, FLICKR], True, partial(grounded.flickr_boxes, sizes=SIZES)),
     "psg": ([PSG, PSG], False, grounded.open_psg),
+    "keypoints": (COCO, False, keypoints.people),
+    "depth": (COCO, False, partial(depth.depth_maps, depth_folder="depth", scale=0.001)),
 }
 JUNK = st.sampled_from(
     [None, "", "x{y}", -1, 0, 10**12, 1.5, float("nan"), True, [], [None], [[]], {}, {"size": 3}]

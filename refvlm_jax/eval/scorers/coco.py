@@ -22,6 +22,19 @@ SUMMARY = (
     "ar_large",
 )
 """The twelve numbers of the protocol in its own order."""
+KEYPOINT_SUMMARY = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_medium",
+    "ap_large",
+    "ar",
+    "ar50",
+    "ar75",
+    "ar_medium",
+    "ar_large",
+)
+"""The ten numbers of the protocol for keypoints."""
 _SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 
 
@@ -31,17 +44,21 @@ def average_precision(
     detections: Sequence[dict[str, Any]],
     iou_type: str,
 ) -> dict[str, float]:
-    """AP and AR over 10 IoU thresholds, 101 recall points, at most 1 / 10 / 100 detections.
+    """AP and AR over 10 IoU (or OKS) thresholds and 101 recall points.
+
+    At most 1 / 10 / 100 detections a picture, 20 of keypoints.
 
     Numbers for a size nothing is annotated in are left out. All arguments are COCO objects; ids of
     annotations must start at 1.
 
     Args:
-      iou_type: bbox or segm.
+      iou_type: bbox, segm or keypoints.
     """
-    sizes = [a["area"] for a in annotations if not a["iscrowd"]]
+    summary = KEYPOINT_SUMMARY if iou_type == "keypoints" else SUMMARY
+    counted = [a for a in annotations if not a["iscrowd"] and a.get("num_keypoints", 1)]
+    sizes = [a["area"] for a in counted]
     present = {name for name, (low, high) in _SIZES.items() if any(low <= s < high for s in sizes)}
-    names = [n for n in SUMMARY if n.rpartition("_")[2] not in _SIZES.keys() - present]
+    names = [n for n in summary if n.rpartition("_")[2] not in _SIZES.keys() - present]
     if not sizes or not detections:
         return dict.fromkeys(names, 0.0)
     categories = sorted({a["category_id"] for a in annotations})
@@ -52,7 +69,7 @@ def average_precision(
         "categories": [{"id": c, "name": str(c)} for c in categories],
     }
     stats = _evaluate(dataset, list(detections), iou_type)
-    values = dict(zip(SUMMARY, stats, strict=False))
+    values = dict(zip(summary, stats, strict=False))
     return {name: max(float(values[name]), 0.0) for name in names}
 
 

@@ -1,0 +1,28 @@
+"""The quickstart's model with a keypoint and a depth decoder: text, boxes, masks, joints and metres."""
+
+from ml_collections import ConfigDict
+
+from configs.shapes_tiny import get_config as base
+
+
+def get_config() -> ConfigDict:
+    """`shapes_tiny` with two more units and their tasks."""
+    config = base()
+    config.name = "shapes_pose"
+    decoder = dict(
+        features=(1, 3), heads=4, dropout=0.0, mask_padding_queries=True, query_init=0.02,
+        position_cycles=4.0, value_positions=True,
+    )  # fmt: skip
+    # A scene of this level has at most one person; a query is a slot times 18.
+    config.model.keypoint = dict(
+        **decoder, width=96, layers=2, mlp_dim=192, remat="none",
+        box=dict(**decoder, num_queries=4, width=96, layers=1, mlp_dim=192),
+    )  # fmt: skip
+    # The world's ground reaches from 1.5 to 20 metres.
+    config.model.depth = dict(
+        **decoder, width=64, layers=1, mlp_dim=128, norm_groups=8, bins=32, min_depth=1.0,
+        max_depth=25.0, gradient_scales=3,
+    )  # fmt: skip
+    config.data.update(kpt_refs=4, depth_refs=1, depth_size=64)
+    config.data.weights.update(T23=1.5, T24=1.0, T25=1.0)
+    return config
