@@ -7,9 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_dialogs import SPEC, dialog, grounding, text_turn, tokenizer, write_picture
+from tiny_dialogs import (
+    HEIGHT,
+    SPEC,
+    WIDTH,
+    dialog,
+    grounding,
+    text_turn,
+    tokenizer,
+    write_picture,
+)
 
 from data_pipelines.encode import EncodeOptions, encode_prompt, encode_row
+from data_pipelines.records import Depth, Dialog, Region
+from refvlm_jax import depth_png
 from refvlm_jax.batch import TEXT, Batch
 from refvlm_jax.config.check import check
 from refvlm_jax.config.errors import ConfigError
@@ -23,14 +34,36 @@ from refvlm_jax.trp.tokens import IMAGE_SLOT, Unit
 IMAGE, PATCHES, PROMPT = 32, 16, 4
 LIMITS = replace(
     SPEC, seq_len=512, image_size=IMAGE, image_tokens=PATCHES, prompts=4, prompt_tokens=PROMPT,
-    refs=12, mask_refs=6, mask_size=IMAGE,
+    refs=12, mask_refs=6, mask_size=IMAGE, kpt_refs=3, kpt_points=4, depth_refs=1, depth_size=IMAGE,
 )  # fmt: skip
 OPTIONS = EncodeOptions(spec=LIMITS, shared_picture=True)
+DEPTH, DEPTH_SCALE = depth_png.encode(np.linspace(2, 8, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH))
+
+
+def person(x: float) -> Region:
+    points = [[x + 1, 8.0, 2.0], [x + 5, 20.0, 1.0], [x + 8, 9.0, 2.0], [0.0, 0.0, 0.0]]
+    return Region(category="person", box=(x, 6.0, x + 10, 26.0), keypoints=points)
+
+
+def posed(*people: Region) -> Dialog:
+    turn = grounding([("dog", list(range(len(people))))], Unit.KEYPOINT)
+    turn = replace(turn, task_name="keypoint_detection")
+    return dialog([turn], regions=list(people), task_id="T23")
+
+
+def deep() -> Dialog:
+    turn = replace(grounding([("cup", [0])], Unit.DEPTH), task_name="depth")
+    return dialog([turn], regions=[Region(depth=Depth(scale=DEPTH_SCALE, data=DEPTH))])
+
+
 DIALOGS = [
     dialog([grounding([("red cup", [0, 1])]), text_turn("two", "And how many?")]),
     dialog([text_turn("a dog and a cup", "What is it?")]),
     dialog([grounding([("dog", [2]), ("cup", [0])], unit=Unit.MASK)]),
     dialog([grounding([("dog", [2])])]),
+    posed(person(4.0)),
+    posed(person(20.0), person(12.0)),
+    deep(),
 ]
 
 
@@ -44,13 +77,18 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(world):
     base = tiny_config()
-    assert base.box and base.mask and base.region_prompts
+    assert base.box and base.mask and base.region_prompts and base.keypoint
     config = replace(
         base,
         region_prompts=replace(base.region_prompts, num_patches=PROMPT, mask_token=False),
         llama=replace(base.llama, vocab_size=world[1].vocab_size),
         box=replace(base.box, mask_padding_queries=True, num_queries=8),
         mask=replace(base.mask, mask_padding_queries=True, num_queries=8),
+        keypoint=replace(
+            base.keypoint,
+            mask_padding_queries=True,
+            box=replace(base.keypoint.box, mask_padding_queries=True),
+        ),
     )
     return RefVLM(config, nnx.Rngs(0))
 
@@ -70,8 +108,10 @@ def test_a_row_has_one_picture_and_positions_restart_behind_it(world):
     assert (row["visual_index"] != TEXT).sum() == PATCHES
     assert (ids[row["visual_index"][:length] != TEXT] == 0).all()
     shared = int((ids == 0).sum())
-    assert ids.tolist() == sorted(ids.tolist()) and set(ids.tolist()) == {0, 1, 2, 3, 4}
-    for number in range(1, 5):
+    assert ids.tolist() == sorted(ids.tolist()) and set(ids.tolist()) == set(
+        range(len(DIALOGS) + 1)
+    )
+    for number in range(1, len(DIALOGS) + 1):
         own = positions[ids == number]
         assert own.tolist() == list(range(shared, shared + len(own)))
 
@@ -93,7 +133,8 @@ def test_losses_are_the_sum_of_each_dialogue_alone(world, model):
     alone = batch(*(encode(world, [one]) for one in DIALOGS))
     found, want = (jax.jit(loss_sums)(model, b, None) for b in (together, alone))
     counts = [loss_counts(model.config, b) for b in (together, alone)]
-    assert counts[0] == counts[1] and all(value > 0 for value in counts[0].values())
+    assert counts[0] == counts[1]
+    assert [name for name, value in counts[0].items() if not value] == ["depth_affine"]
     for name, value in want.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
 
@@ -103,7 +144,7 @@ def test_one_conversation_differs(world, model):
     row = encode(world, DIALOGS)
     open_row = row | {"dialog_ids": np.zeros_like(row["dialog_ids"])}
     walled, opened = (jax.jit(loss_sums)(model, batch(r), None) for r in (row, open_row))
-    for name in walled:
+    for name in walled.keys() - {"depth_affine"}:
         assert abs(float(walled[name] / opened[name]) - 1) > 1e-4, name
 
 
