@@ -18,8 +18,9 @@ from rich.table import Table
 from data_pipelines.images import ImageError, load_image
 from data_pipelines.records import Dialog, encode
 from data_pipelines.shards import ShardInfo, ShardWriter, read_manifest, write_manifest
-from data_pipelines.sources import coco, grounded, interactive, refcoco, vqa
+from data_pipelines.sources import coco, grounded, interactive, refcoco, refcoco_native, vqa
 from data_pipelines.sources.base import Drops, SourceError, read_json
+from data_pipelines.sources.sizes import PictureSizes
 from data_pipelines.validate import repair, validate
 
 Converter = Callable[[Drops], Iterator[Dialog]]
@@ -44,7 +45,7 @@ class BuildRecipe:
     folder: str
     """Folder of the pictures under the image root."""
     instances: str
-    """COCO instances file: sizes and category names for sources without their own."""
+    """COCO instances file: sizes and category names for sources without their own; may be empty."""
     entries: tuple[SourceEntry, ...]
 
     @property
@@ -118,6 +119,7 @@ FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
     "coco_instances": coco.instances,
     "coco_captions": coco.captions,
     "expressions": refcoco.expressions,
+    "refcoco": refcoco_native.native,
     "vqa": vqa.questions,
     "interactive": interactive.regions,
     "flickr_boxes": grounded.flickr_boxes,
@@ -129,11 +131,12 @@ _NEEDS = {"vqa": "sizes", "flickr_boxes": "sizes", "interactive": "categories"}
 
 
 def _converters(recipe: BuildRecipe) -> Iterator[tuple[SourceEntry, Converter]]:
-    content = read_json(Path(recipe.instances), keys=("images", "categories"))
+    content = _instances(recipe)
     # Damaged rows are named by the converter that reads this file for its own sake.
     images = _complete(content["images"], "file_name", "width", "height")
-    lists = {
-        "sizes": {name: (width, height) for name, width, height in images},
+    known = {name: (width, height) for name, width, height in images}
+    lists: dict[str, Any] = {
+        "sizes": PictureSizes(Path(recipe.image_root) / recipe.folder, known),
         "categories": dict(_complete(content["categories"], "id", "name")),
     }
     for entry in recipe.entries:
@@ -144,6 +147,12 @@ def _converters(recipe: BuildRecipe) -> Iterator[tuple[SourceEntry, Converter]]:
         )
         place = (Path(entry.file), recipe.split, recipe.folder)
         yield entry, _with_drops(partial(FAMILIES[entry.family], *place, **needed, **entry.options))
+
+
+def _instances(recipe: BuildRecipe) -> dict[str, Any]:
+    if not recipe.instances:
+        return {"images": [], "categories": []}
+    return read_json(Path(recipe.instances), keys=("images", "categories"))
 
 
 def _complete(rows: list[Any], *keys: str) -> list[tuple[Any, ...]]:

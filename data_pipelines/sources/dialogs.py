@@ -1,0 +1,107 @@
+"""Building records: the task type a source is meant for, turns, and phrases with their targets."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipelines.records import Dialog, MediaRef, Prompt, PromptKind, Region, Span, Turn
+from data_pipelines.sources.base import RecordError
+from data_pipelines.tasks import TASKS, TaskSpec
+from refvlm_jax.trp.tokens import IMAGE_SLOT, Unit
+
+NEAREST = {
+    "T02": "T01", "T04": "T03", "T05": "T03", "T10": "T06", "T11": "T08", "T12": "T07",
+    "T15": "T17", "T16": "T18", "X1": "T19", "X3": "T17",
+}  # fmt: skip
+"""What stands in for a task type that `tasks.TASKS` does not have."""
+
+
+def task_of(wanted: str) -> TaskSpec:
+    """The task type `wanted` or, where it does not exist, the nearest one."""
+    return TASKS[wanted] if wanted in TASKS else TASKS[NEAREST[wanted]]
+
+
+def dialog_of(
+    wanted: str,
+    uid: tuple[str, str, Any],
+    image: MediaRef | None,
+    turns: Sequence[Turn],
+    regions: Sequence[Region] = (),
+    flags: Sequence[str] = (),
+    **provenance: Any,
+) -> Dialog:
+    """A dialogue of task type `wanted`; one that the nearest type stands in for says so.
+
+    Args:
+      wanted: the task type the source is meant for.
+      uid: source, split, and an id that is unique in them for the task type.
+      image: its picture.
+      turns: questions and answers.
+      regions: what they refer to.
+      flags: see `Dialog.flags`.
+      provenance: native ids and what a scorer needs.
+    """
+    source, split, native = uid
+    task = task_of(wanted).id
+    return Dialog(
+        uid=f"{source}/{split}/{native}/{wanted}",
+        source=source,
+        split=split,
+        task_id=task,
+        image=image,
+        regions=list(regions),
+        turns=list(turns),
+        flags=list(flags),
+        provenance=provenance if task == wanted else provenance | {"wanted_task": wanted},
+    )
+
+
+def turn_of(
+    wanted: str,
+    answer: str,
+    *,
+    question: str = "",
+    slots: Mapping[str, str] | None = None,
+    prompts: Sequence[Prompt] = (),
+    spans: Sequence[Span] = (),
+    references: Sequence[str] = (),
+) -> Turn:
+    """A turn of task type `wanted`; its question is `question` itself, else from the task's bank."""
+    spec = task_of(wanted)
+    return Turn(
+        task_name=spec.command,
+        bank="" if question else spec.bank,
+        slots=dict(slots or {}),
+        literal=question,
+        answer=answer,
+        prompts=list(prompts),
+        spans=list(spans),
+        references=list(references),
+    )
+
+
+def shown(kind: PromptKind, *regions: int) -> list[Prompt]:
+    """The regions as prompts of one kind."""
+    return [Prompt(region=k, kind=kind) for k in regions]
+
+
+def phrase_turn(
+    wanted: str, phrase: str, targets: Sequence[int], *, unit: Unit | None = None, **rest: Any
+) -> Turn:
+    """A turn whose answer is one phrase with its targets; `rest` as `turn_of`."""
+    span = Span(start=0, end=len(phrase), unit=unit or task_of(wanted).unit, targets=list(targets))
+    return turn_of(wanted, f"{phrase}.", spans=[span], **rest)
+
+
+def words(value: Any, what: str, code: str = "V03") -> str:
+    """A text field without superfluous blanks; it must be a string that says something."""
+    text = " ".join(value.split()) if isinstance(value, str) else ""
+    if not text:
+        raise RecordError(code, f"{what} {value!r:.60} is no text; correct or remove the record")
+    return text
+
+
+def without_image_mark(text: str) -> str:
+    """A conversation's text without its image marker and the blanks around it; line ends stay."""
+    text = re.sub(rf"\s*{re.escape(IMAGE_SLOT)}\s*", "\n", text)
+    return re.sub(r"[^\S\n]+", " ", text).strip()
