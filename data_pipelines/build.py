@@ -18,7 +18,18 @@ from rich.table import Table
 from data_pipelines.images import ImageError, load_image
 from data_pipelines.records import Dialog, encode
 from data_pipelines.shards import ShardInfo, ShardWriter, read_manifest, write_manifest
-from data_pipelines.sources import coco, grounded, interactive, refcoco, refcoco_native, vqa
+from data_pipelines.sources import (
+    coco,
+    flickr30k,
+    grounded,
+    interactive,
+    lvis,
+    panoptic,
+    refcoco,
+    refcoco_native,
+    visual_genome,
+    vqa,
+)
 from data_pipelines.sources.base import Drops, SourceError, read_json
 from data_pipelines.sources.sizes import PictureSizes
 from data_pipelines.validate import repair, validate
@@ -118,6 +129,11 @@ def refcoco_recipe(root: Path, split: str) -> BuildRecipe:
 FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
     "coco_instances": coco.instances,
     "coco_captions": coco.captions,
+    "coco_panoptic": panoptic.segments,
+    "coco_rem": lvis.coco_rem,
+    "lvis": lvis.lvis,
+    "visual_genome": visual_genome.regions,
+    "flickr30k": flickr30k.entities,
     "expressions": refcoco.expressions,
     "refcoco": refcoco_native.native,
     "vqa": vqa.questions,
