@@ -20,15 +20,20 @@ from data_pipelines.records import Dialog, encode
 from data_pipelines.shards import ShardInfo, ShardWriter, read_manifest, write_manifest
 from data_pipelines.sources import (
     coco,
+    explained,
     flickr30k,
+    gqa,
     grounded,
     interactive,
     lvis,
     panoptic,
+    pointing,
     refcoco,
     refcoco_native,
+    vcr,
     visual_genome,
     vqa,
+    vqa_native,
 )
 from data_pipelines.sources.base import Drops, SourceError, read_json
 from data_pipelines.sources.sizes import PictureSizes
@@ -137,12 +142,35 @@ FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
     "expressions": refcoco.expressions,
     "refcoco": refcoco_native.native,
     "vqa": vqa.questions,
+    "vqa_v2": vqa_native.vqa_v2,
+    "okvqa": vqa_native.okvqa,
+    "pope": vqa_native.pope,
+    "vqa_e": explained.vqa_e,
+    "vqa_x": explained.vqa_x,
+    "gqa": gqa.gqa,
+    "clevr": gqa.clevr,
+    "visual7w": pointing.visual7w,
+    "point_qa": pointing.point_qa,
+    "vcr": vcr.vcr,
     "interactive": interactive.regions,
     "flickr_boxes": grounded.flickr_boxes,
     "open_psg": grounded.open_psg,
 }
 """Converters by name."""
-_NEEDS = {"vqa": "sizes", "flickr_boxes": "sizes", "interactive": "categories"}
+_SIZED = (
+    "vqa",
+    "flickr_boxes",
+    "vqa_v2",
+    "okvqa",
+    "pope",
+    "vqa_e",
+    "vqa_x",
+    "gqa",
+    "clevr",
+    "visual7w",
+    "point_qa",
+)
+_NEEDS = dict.fromkeys(_SIZED, "sizes") | {"interactive": "categories"}
 """What a converter takes from the recipe's instances file besides its own."""
 
 

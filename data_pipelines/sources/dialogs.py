@@ -1,6 +1,7 @@
 """Building records: the task type a source is meant for, turns, and phrases with their targets."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,3 +106,19 @@ def without_image_mark(text: str) -> str:
     """A conversation's text without its image marker and the blanks around it; line ends stay."""
     text = re.sub(rf"\s*{re.escape(IMAGE_SLOT)}\s*", "\n", text)
     return re.sub(r"[^\S\n]+", " ", text).strip()
+
+
+_ENDINGS = "(?:s|t|re|ve|ll|m|d)"
+_LOOSE = re.compile(
+    rf" (?=[.,;:!?](?:\s|$)|'{_ENDINGS}\b|' {_ENDINGS}\b|n't\b)|(?<= ') (?={_ENDINGS}\b)"
+)
+
+
+def tighten(text: str, ranges: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
+    """A tokenised sentence without the blanks before punctuation, and ranges of it moved along.
+
+    "a dog 's tail ." -> "a dog's tail."
+    """
+    gone = [match.start() for match in _LOOSE.finditer(text)]
+    moved = [(s - bisect_left(gone, s), e - bisect_left(gone, e)) for s, e in ranges]
+    return _LOOSE.sub("", text), moved

@@ -2,7 +2,6 @@
 
 import re
 import xml.etree.ElementTree as ET
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any, NamedTuple
 
 from data_pipelines.records import Dialog, MediaRef, Region, Span
 from data_pipelines.sources.base import Drops, RecordError, SourceError, box_xyxy, picture
-from data_pipelines.sources.dialogs import dialog_of, turn_of, words
+from data_pipelines.sources.dialogs import dialog_of, tighten, turn_of, words
 from refvlm_jax.trp.tokens import Unit
 
 _PHRASE = re.compile(r"\[/EN#(\d+)(?:/\w+)+ ([^\]]*)\]")
-_LOOSE = re.compile(r" (?=[.,;:!?](?:\s|$)|'s\b|n't\b)")
-"""Blanks that tokenising put before punctuation."""
 
 
 class Sentence(NamedTuple):
@@ -119,9 +116,8 @@ def parse_sentence(line: str) -> Sentence:
     plain += line[last:]
     if "[/EN#" in plain:
         raise RecordError("V01", "an entity mark is not closed; correct the sentence")
-    gone = [match.start() for match in _LOOSE.finditer(plain)]
-    moved = [(s - bisect_left(gone, s), e - bisect_left(gone, e), k) for s, e, k in phrases]
-    return Sentence(words(_LOOSE.sub("", plain), "sentence"), moved)
+    text, moved = tighten(words(plain, "sentence"), [(s, e) for s, e, _ in phrases])
+    return Sentence(text, [(s, e, k) for (s, e), (_, _, k) in zip(moved, phrases, strict=True)])
 
 
 def _grounded(
