@@ -25,11 +25,13 @@ from data_pipelines.sources import (
     gqa,
     grounded,
     interactive,
+    llava,
     lvis,
     panoptic,
     pointing,
     refcoco,
     refcoco_native,
+    region_chats,
     vcr,
     visual_genome,
     vqa,
@@ -152,6 +154,10 @@ FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
     "visual7w": pointing.visual7w,
     "point_qa": pointing.point_qa,
     "vcr": vcr.vcr,
+    "llava_mix": llava.mix,
+    "llava_captions": llava.captions,
+    "osprey": region_chats.osprey,
+    "llava_grounding": region_chats.llava_grounding,
     "interactive": interactive.regions,
     "flickr_boxes": grounded.flickr_boxes,
     "open_psg": grounded.open_psg,
@@ -169,6 +175,8 @@ _SIZED = (
     "clevr",
     "visual7w",
     "point_qa",
+    "llava_mix",
+    "llava_captions",
 )
 _NEEDS = dict.fromkeys(_SIZED, "sizes") | {"interactive": "categories"}
 """What a converter takes from the recipe's instances file besides its own."""
