@@ -149,8 +149,25 @@ def phrase_list(groups: dict[str, list[int]], unit: Unit) -> tuple[str, list[Spa
     return f"{answer}.", spans
 
 
-def captions(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dialog]:
-    """T01: one dialogue a caption; all captions of the picture are its references."""
+def captions(
+    path: Path,
+    split: str,
+    folder: str,
+    drops: Drops,
+    *,
+    source: str = "coco_captions",
+    kept: Sequence[str] = (),
+) -> Iterator[Dialog]:
+    """T01: one dialogue a caption; all captions of the picture are its references.
+
+    Args:
+      path: the annotation file.
+      split: split of the records.
+      folder: folder of the pictures.
+      drops: takes unusable records.
+      source: name of the source.
+      kept: fields of an `images` row that go to the provenance.
+    """
     content = read_json(path, keys=("images", "annotations"))
     texts: dict[int, list[str]] = defaultdict(list)
     for number, rows in _by_image(content["annotations"], path, drops).items():
@@ -164,22 +181,39 @@ def captions(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dial
         found: list[Dialog] = []
         with drops.guard(_where(path, "image", row, place)):
             (number,) = need(row, "id")
-            found = _captions(texts.get(number, []), media(row, folder), split, number)
+            known = {"image_id": number} | {k: row[k] for k in kept if k in row}
+            uid = (source, split, number)
+            found = _captions(texts.get(number, []), media(row, folder), uid, known)
         yield from found
 
 
-def _captions(texts: list[str], image: MediaRef, split: str, image_id: int) -> list[Dialog]:
-    spec = TASKS["T01"]
+def _captions(
+    texts: list[str], image: MediaRef, uid: tuple[str, str, Any], provenance: dict[str, Any]
+) -> list[Dialog]:
+    spec, (source, split, image_id) = TASKS["T01"], uid
     # Evaluation asks once a picture: the other captions are only references there.
     return [
         Dialog(
-            uid=f"coco_captions/{split}/{image_id}/{number}",
-            source="coco_captions",
+            uid=f"{source}/{split}/{image_id}/{number}",
+            source=source,
             split=split,
             task_id="T01",
             image=image,
             turns=[Turn(task_name=spec.command, bank=spec.bank, answer=text, references=texts)],
-            provenance={"image_id": image_id},
+            provenance=provenance,
         )
         for number, text in enumerate(texts if split == "train" else texts[:1])
     ]
+
+
+def nocaps(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dialog]:
+    """T01 of `nocaps_val_4500_captions.json`, for evaluation only; the domain is kept."""
+    kept = ("domain", "open_images_id")
+    for dialog in captions(path, split, folder, drops, source="nocaps", kept=kept):
+        dialog.flags.append("eval_only")
+        yield dialog
+
+
+def ade20k(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dialog]:
+    """T13 and T14 of `ade20k_instance_{train,val}.json`, whose picture ids are names."""
+    return instances(path, split, folder, drops, source="ade20k")

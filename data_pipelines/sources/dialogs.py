@@ -12,9 +12,9 @@ from refvlm_jax.trp.tokens import IMAGE_SLOT, Unit
 
 NEAREST = {
     "T02": "T01", "T04": "T03", "T05": "T03", "T10": "T06", "T11": "T08", "T12": "T07",
-    "T15": "T17", "T16": "T18", "X1": "T19", "X3": "T17",
+    "T15": "T17", "T16": "T18", "X1": "T19", "X3": "T17", "LCL": "T03",
 }  # fmt: skip
-"""What stands in for a task type that `tasks.TASKS` does not have."""
+"""What stands in for a task type that `tasks.TASKS` lacks; LCL is link-context learning."""
 
 
 def task_of(wanted: str) -> TaskSpec:
