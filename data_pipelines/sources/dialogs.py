@@ -102,6 +102,17 @@ def words(value: Any, what: str, code: str = "V03") -> str:
     return text
 
 
+def text_range(text: Any, place: Any) -> tuple[int, int]:
+    """A checked character range [start, end] of a text."""
+    if not isinstance(text, str) or not text.strip():
+        raise RecordError("V03", f"caption {text!r:.60} is no text; correct or remove the record")
+    start, end = place
+    whole = all(type(k) is int for k in (start, end))
+    if not whole or not 0 <= start < end <= len(text) or not text[start:end].strip():
+        raise RecordError("V20", f"range {place!r} holds no text of the caption; correct it")
+    return start, end
+
+
 def without_image_mark(text: str) -> str:
     """A conversation's text without its image marker and the blanks around it; line ends stay."""
     text = re.sub(rf"\s*{re.escape(IMAGE_SLOT)}\s*", "\n", text)

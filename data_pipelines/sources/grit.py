@@ -17,7 +17,7 @@ from data_pipelines.sources.base import (
     read_json,
 )
 from data_pipelines.sources.coco import phrase_list
-from data_pipelines.sources.dialogs import dialog_of, phrase_turn, shown, turn_of, words
+from data_pipelines.sources.dialogs import dialog_of, phrase_turn, shown, text_range, turn_of, words
 from refvlm_jax import rle
 from refvlm_jax.trp.tokens import Unit
 
@@ -90,9 +90,7 @@ def _ranges(
     """Boxes by the range of the caption they belong to; coordinates come as fractions."""
     found: dict[tuple[int, int], list[Region]] = {}
     for start, end, x1, y1, x2, y2, *_ in rows:
-        place = int(start), int(end)
-        if not caption[slice(*place)].strip():
-            raise RecordError("V20", f"range {place} holds no text of the caption; drop the file")
+        place = text_range(caption, (int(start), int(end)))
         scaled = [x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height]
         found.setdefault(place, []).append(Region(box=box_xyxy(scaled, image)))
     return found
@@ -244,7 +242,8 @@ def _details(
         regions = [by_id[k] for k in dict.fromkeys(ids) if k in by_id]
         if not place or not regions:
             continue
-        start, end = place[0] if isinstance(place[0], list) else place
+        at = place[0] if isinstance(place[0], list) else place
+        start, end = text_range(caption["caption"], at)
         if caption["caption"][start:end] != need(row, "phrase")[0]:
             raise RecordError(
                 "V20",

@@ -16,7 +16,7 @@ from data_pipelines.sources.base import (
     read_list,
 )
 from data_pipelines.sources.coco import media
-from data_pipelines.sources.dialogs import dialog_of, tighten, turn_of, words
+from data_pipelines.sources.dialogs import dialog_of, text_range, tighten, turn_of, words
 from data_pipelines.sources.label_maps import pixel_region, read_ids
 from data_pipelines.sources.panoptic import class_names, map_folder, picture_rows
 from data_pipelines.sources.sizes import Sizes, sized_picture
@@ -41,7 +41,7 @@ def narratives(
     content = read_json(beside, keys=("images", "annotations", "categories"))
     at, images = map_folder(beside, maps), picture_rows(content, beside, drops)
     names = class_names(content["categories"], beside, drops)
-    marked = {row["image_id"]: row for row in content["annotations"] if isinstance(row, dict)}
+    marked = _by_image(content["annotations"], beside, drops)
     for number, row in enumerate(read_list(path)):
         found: list[Dialog] = []
         with drops.guard(f"{path}, row {number}"):
@@ -53,6 +53,14 @@ def narratives(
             uid = ("png", split, number)
             found = [_narrative(row, at / note["file_name"], image, kinds, uid, image_id)]
         yield from found
+
+
+def _by_image(rows: Any, path: Path, drops: Drops) -> dict[Any, dict[str, Any]]:
+    found: dict[Any, dict[str, Any]] = {}
+    for place, row in enumerate(rows):
+        with drops.guard(f"{path}, annotation at index {place}"):
+            found[need(row, "image_id")[0]] = row
+    return found
 
 
 def _narrative(
@@ -96,8 +104,9 @@ def flickr_gcg(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Di
     """
     content = read_json(path, keys=("images", "annotations"))
     noted: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for row in content["annotations"]:
-        noted[row.get("image_id")].append(row)
+    for place, row in enumerate(content["annotations"]):
+        with drops.guard(f"{path}, annotation at index {place}"):
+            noted[need(row, "image_id")[0]].append(row)
     for number, row in enumerate(content["images"]):
         found: list[Dialog] = []
         with drops.guard(f"{path}, image at index {number}"):
@@ -106,8 +115,9 @@ def flickr_gcg(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Di
             groups: dict[tuple[int, int], list[Region]] = {}
             for note in noted[key]:
                 if not note.get("ignore"):
-                    (start, end), mask = need(note, "tokens_positive")[0][0], note["sam_mask"]
-                    groups.setdefault((start, end), []).append(_region(mask, image))
+                    places, mask = need(note, "tokens_positive", "sam_mask")
+                    place = text_range(caption, places[0])
+                    groups.setdefault(place, []).append(_region(mask, image))
             found = [_caption(caption, groups, image, ("flickr_gcg", split, number))]
         yield from found
 
@@ -155,8 +165,10 @@ def gcg_eval(
     path = Path(path)
     beside = Path(masks) if masks else path.with_name(path.name.replace("caption", "mask"))
     of_image: dict[str, list[Any]] = defaultdict(list)
-    for row in read_json(beside, keys=("annotations",))["annotations"]:
-        of_image[str(row.get("image_id"))].append(row.get("segmentation"))
+    for place, row in enumerate(read_json(beside, keys=("annotations",))["annotations"]):
+        with drops.guard(f"{beside}, annotation at index {place}"):
+            image_id, segmentation = need(row, "image_id", "segmentation")
+            of_image[str(image_id)].append(segmentation)
     for number, row in enumerate(read_json(path, keys=("annotations",))["annotations"]):
         found: list[Dialog] = []
         with drops.guard(f"{path}, annotation at index {number}"):

@@ -45,7 +45,7 @@ def native(
       phrase: as in `refcoco.expressions`.
     """
     path = Path(path)
-    refs = _refs_of_split(path, split)
+    refs = _refs_of_split(path, split, drops)
     beside = Path(instances) if instances else path.parent / "instances.json"
     content = read_json(beside, keys=("images", "annotations"))
     images, annotations = (_by_id(content[k], beside, drops) for k in ("images", "annotations"))
@@ -59,11 +59,15 @@ def native(
         yield from found
 
 
-def _refs_of_split(path: Path, split: str) -> list[tuple[int, Any]]:
+def _refs_of_split(path: Path, split: str, drops: Drops) -> list[tuple[int, Any]]:
     refs = read_pickle(path)
     if not isinstance(refs, list) or not all(isinstance(r, dict) for r in refs):
         raise SourceError(f"{path}: not a list of refs; is it another file version?")
-    found = [(place, r) for place, r in enumerate(refs) if r.get("split") == split]
+    found = []
+    for place, ref in enumerate(refs):
+        with drops.guard(f"{path}, ref {_number(ref, place)}"):
+            if need(ref, "split")[0] == split:
+                found.append((place, ref))
     if not found:
         splits = sorted({str(r.get("split")) for r in refs})
         raise SourceError(f"{path}: no ref of split {split!r}; the file has {splits}")

@@ -22,6 +22,7 @@ from data_pipelines.sources.base import (
 from data_pipelines.sources.coco import media
 from data_pipelines.sources.dialogs import dialog_of, shown, turn_of, words
 from data_pipelines.sources.llava import exchanges
+from data_pipelines.sources.panoptic import picture_rows
 from refvlm_jax.trp.tokens import PROMPT_SLOT, Unit
 
 _TAG = re.compile(r"<region(\d+)>")
@@ -105,12 +106,14 @@ def _details(item: dict[str, Any], regions: list[Region]) -> list[Turn]:
 class _Annotations:
     """COCO-style instances by picture id and by annotation id."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, drops: Drops):
         content = read_json(path, keys=("images", "annotations"))
-        self.images = {row["id"]: row for row in content["images"]}
+        self.images = picture_rows(content, path, drops)
         self.of_image: dict[int, dict[int, Any]] = defaultdict(dict)
-        for row in content["annotations"]:
-            self.of_image[row["image_id"]][row["id"]] = row
+        for place, row in enumerate(content["annotations"]):
+            with drops.guard(f"{path}, annotation at index {place}"):
+                image_id, number = need(row, "image_id", "id")
+                self.of_image[image_id][number] = row
 
     def image(self, number: int, folder: str) -> MediaRef:
         if number not in self.images:
@@ -154,7 +157,7 @@ def llava_grounding(
       instances: COCO-style file with the annotations.
       prompts: which of the two files it is.
     """
-    annotations = _Annotations(Path(instances))
+    annotations = _Annotations(Path(instances), drops)
     for number, row in enumerate(read_list(path)):
         found: list[Dialog] = []
         with drops.guard(f"{path}, row {number}"):

@@ -189,9 +189,9 @@ def test_visual7w_shows_four_boxes_in_an_order_of_the_question(tmp_path: Path) -
 
 def test_visual7w_boxes_and_splits_that_are_not_there(tmp_path: Path) -> None:
     dialogs, drops = read(pointing.visual7w, v7w(tmp_path, answer=77), SIZES)
-    assert not dialogs and dict(drops.counts) == {"V01": 1} and "question 9" in drops.lines[0]
-    with pytest.raises(SourceError, match="no image of split 'train'"):
-        list(pointing.visual7w(v7w(tmp_path), "train", "", Drops(), SIZES))
+    assert not dialogs and dict(drops.counts) == {"V01": 1} and "question 0" in drops.lines[0]
+    with pytest.raises(SourceError, match="no split 'testA'"):
+        list(pointing.visual7w(v7w(tmp_path), "testA", "", Drops(), SIZES))
 
 
 LOCAL = {
