@@ -116,8 +116,8 @@ def flickr_gcg(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Di
             for note in noted[key]:
                 if not note.get("ignore"):
                     places, mask = need(note, "tokens_positive", "sam_mask")
-                    place = text_range(caption, places[0])
-                    groups.setdefault(place, []).append(_region(mask, image))
+                    at = text_range(caption, places[0])
+                    groups.setdefault(at, []).append(_region(mask, image))
             found = [_caption(caption, groups, image, ("flickr_gcg", split, number))]
         yield from found
 

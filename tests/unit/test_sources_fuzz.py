@@ -212,6 +212,21 @@ PUBLISHED: dict[str, tuple[Any, bool, Convert]] = {
         False,
         partial(region_chats.osprey, kind="lvis"),
     ),
+    "llava_grounding": (
+        [{"id": "7", "gd_ls": [[1]], "conversations": [
+            {"from": "human", "value": "Who?"}, {"from": "gpt", "value": "<g_s> A dog <g_e> <seg>."}]}],
+        False,
+        beside("instances.json", COCO,
+               lambda path, *rest: region_chats.llava_grounding(
+                   path, *rest, instances=str(path.parent / "instances.json"))),
+    ),
+    "gcg_eval": (
+        {"annotations": [{"image_id": "a", "caption": "A dog.", "labels": ["A dog"]}]},
+        False,
+        beside("masks.json", {"annotations": [{"image_id": "a", "segmentation": MASK}]},
+               lambda path, *rest: narratives.gcg_eval(
+                   path, *rest, SIZES, masks=str(path.parent / "masks.json"))),
+    ),
     "flickr_gcg": (FLICKR_GCG, False, narratives.flickr_gcg),
     "refcocog_gcg": (
         [{"img_file_name": "a.jpg", "caption": "A dog.",
