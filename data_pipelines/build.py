@@ -19,8 +19,33 @@ from data_pipelines.depths import depth_problem
 from data_pipelines.images import ImageError, load_image
 from data_pipelines.records import Dialog, encode
 from data_pipelines.shards import ShardInfo, ShardWriter, read_manifest, write_manifest
-from data_pipelines.sources import coco, depth, grounded, interactive, keypoints, refcoco, vqa
+from data_pipelines.sources import (
+    coco,
+    depth,
+    explained,
+    flickr30k,
+    gqa,
+    grit,
+    grounded,
+    interactive,
+    keypoints,
+    link_context,
+    llava,
+    lvis,
+    narratives,
+    panoptic,
+    pointing,
+    refcoco,
+    refcoco_native,
+    region_chats,
+    semantic,
+    vcr,
+    visual_genome,
+    vqa,
+    vqa_native,
+)
 from data_pipelines.sources.base import Drops, SourceError, read_json
+from data_pipelines.sources.sizes import PictureSizes
 from data_pipelines.validate import repair, validate
 
 Converter = Callable[[Drops], Iterator[Dialog]]
@@ -45,7 +70,7 @@ class BuildRecipe:
     folder: str
     """Folder of the pictures under the image root."""
     instances: str
-    """COCO instances file: sizes and category names for sources without their own."""
+    """COCO instances file: sizes and category names for sources without their own; may be empty."""
     entries: tuple[SourceEntry, ...]
 
     @property
@@ -127,8 +152,42 @@ def refcoco_recipe(root: Path, split: str) -> BuildRecipe:
 FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
     "coco_instances": coco.instances,
     "coco_captions": coco.captions,
+    "coco_panoptic": panoptic.segments,
+    "coco_rem": lvis.coco_rem,
+    "lvis": lvis.lvis,
+    "visual_genome": visual_genome.regions,
+    "flickr30k": flickr30k.entities,
     "expressions": refcoco.expressions,
+    "refcoco": refcoco_native.native,
     "vqa": vqa.questions,
+    "vqa_v2": vqa_native.vqa_v2,
+    "okvqa": vqa_native.okvqa,
+    "pope": vqa_native.pope,
+    "vqa_e": explained.vqa_e,
+    "vqa_x": explained.vqa_x,
+    "gqa": gqa.gqa,
+    "clevr": gqa.clevr,
+    "visual7w": pointing.visual7w,
+    "point_qa": pointing.point_qa,
+    "vcr": vcr.vcr,
+    "llava_mix": llava.mix,
+    "llava_captions": llava.captions,
+    "osprey": region_chats.osprey,
+    "llava_grounding": region_chats.llava_grounding,
+    "grit": grit.grit,
+    "grand": grit.grand,
+    "png": narratives.narratives,
+    "flickr_gcg": narratives.flickr_gcg,
+    "refcocog_gcg": narratives.refcocog_gcg,
+    "gcg_eval": narratives.gcg_eval,
+    "ade20k": coco.ade20k,
+    "cityscapes": semantic.cityscapes,
+    "pascal_voc": semantic.pascal_voc,
+    "label_maps": semantic.label_maps,
+    "interactive_single": interactive.single,
+    "nocaps": coco.nocaps,
+    "imagenet_classes": link_context.imagenet,
+    "isekai": link_context.isekai,
     "interactive": interactive.regions,
     "flickr_boxes": grounded.flickr_boxes,
     "open_psg": grounded.open_psg,
@@ -136,16 +195,36 @@ FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
     "depth_maps": depth.depth_maps,
 }
 """Converters by name."""
-_NEEDS = {"vqa": "sizes", "flickr_boxes": "sizes", "interactive": "categories"}
+_SIZED = (
+    "vqa",
+    "flickr_boxes",
+    "vqa_v2",
+    "okvqa",
+    "pope",
+    "vqa_e",
+    "vqa_x",
+    "gqa",
+    "clevr",
+    "visual7w",
+    "point_qa",
+    "llava_mix",
+    "llava_captions",
+    "refcocog_gcg",
+    "gcg_eval",
+    "imagenet_classes",
+    "isekai",
+)
+_NEEDS = dict.fromkeys(_SIZED, "sizes") | {"interactive": "categories"}
 """What a converter takes from the recipe's instances file besides its own."""
 
 
 def _converters(recipe: BuildRecipe) -> Iterator[tuple[SourceEntry, Converter]]:
-    content = read_json(Path(recipe.instances), keys=("images", "categories"))
+    content = _instances(recipe)
     # Damaged rows are named by the converter that reads this file for its own sake.
     images = _complete(content["images"], "file_name", "width", "height")
-    lists = {
-        "sizes": {name: (width, height) for name, width, height in images},
+    known = {name: (width, height) for name, width, height in images}
+    lists: dict[str, Any] = {
+        "sizes": PictureSizes(Path(recipe.image_root) / recipe.folder, known),
         "categories": dict(_complete(content["categories"], "id", "name")),
     }
     for entry in recipe.entries:
@@ -156,6 +235,12 @@ def _converters(recipe: BuildRecipe) -> Iterator[tuple[SourceEntry, Converter]]:
         )
         place = (Path(entry.file), recipe.split, recipe.folder)
         yield entry, _with_drops(partial(FAMILIES[entry.family], *place, **needed, **entry.options))
+
+
+def _instances(recipe: BuildRecipe) -> dict[str, Any]:
+    if not recipe.instances:
+        return {"images": [], "categories": []}
+    return read_json(Path(recipe.instances), keys=("images", "categories"))
 
 
 def _complete(rows: list[Any], *keys: str) -> list[tuple[Any, ...]]:

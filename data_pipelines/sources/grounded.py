@@ -17,6 +17,7 @@ from data_pipelines.sources.base import (
     read_lines,
     read_list,
 )
+from data_pipelines.sources.sizes import Sizes
 from data_pipelines.tasks import TASKS
 from refvlm_jax.trp.tokens import Unit
 
@@ -24,7 +25,7 @@ _MARK = re.compile(r"<ph_st>(.*?)<ph_ed>")
 
 
 def flickr_boxes(
-    path: Path, split: str, folder: str, drops: Drops, sizes: dict[str, tuple[int, int]]
+    path: Path, split: str, folder: str, drops: Drops, sizes: Sizes
 ) -> Iterator[Dialog]:
     """T19 of every row {image_id, boxes, sentence with <ph_st>...<ph_ed>, boxes_seq}."""
     for number, row in read_lines(path, drops):
@@ -35,7 +36,7 @@ def flickr_boxes(
 
 
 def _flickr_dialog(
-    row: dict[str, Any], number: int, split: str, folder: str, sizes: dict[str, tuple[int, int]]
+    row: dict[str, Any], number: int, split: str, folder: str, sizes: Sizes
 ) -> Dialog:
     name, sentence, boxes, sequence = need(row, "image_id", "sentence", "boxes", "boxes_seq")
     if name not in sizes:

@@ -98,3 +98,39 @@ def _turn(task: str, kind: PromptKind, category: str) -> Turn:
         prompts=[Prompt(region=1, kind=kind)],
         spans=[span],
     )
+
+
+_SINGLE_ORDER = (PromptKind.BOX, PromptKind.POINT, PromptKind.SCRIBBLE, PromptKind.MASK)
+
+
+def single(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dialog]:
+    """T22 of every item {image, prompt: [box, point, scribble, mask], target, category_name}.
+
+    One dialogue a kind of prompt in evaluation, and one in all, kinds in turn, in training.
+    """
+    for number, item in enumerate(read_list(path)):
+        found: list[Dialog] = []
+        with drops.guard(f"{path}, item {number}"):
+            found = list(_single_dialogs(item, number, split, folder))
+        yield from found
+
+
+def _single_dialogs(item: dict[str, Any], number: int, split: str, folder: str) -> Iterator[Dialog]:
+    name, drawn, target, category = need(item, "image", "prompt", "target", "category_name")
+    if len(drawn) != len(_SINGLE_ORDER):
+        raise RecordError("V13", f"{len(drawn)} prompts, expected box, point, scribble and mask")
+    height, width = need(target, "size")[0]
+    image, category = picture(name, folder, width, height), clean_name(category)
+    wanted = mask_of(target, image)
+    aim = Region(category=category, box=box_of(wanted), mask=wanted)
+    for kind in _kinds("T22", number, split):
+        row = {f"{kind.name.lower()}_visual_prompt_mask": drawn[_SINGLE_ORDER.index(kind)]}
+        yield Dialog(
+            uid=f"interactive_single/{split}/{number}/T22-{kind.name.lower()}",
+            source="interactive_single",
+            split=split,
+            task_id="T22",
+            image=image,
+            regions=[aim, _prompt(row, kind, image)],
+            turns=[_turn("T22", kind, category)],
+        )

@@ -6,12 +6,11 @@ from typing import Any
 
 from data_pipelines.records import Dialog, Turn
 from data_pipelines.sources.base import Drops, RecordError, need, picture, read_lines
+from data_pipelines.sources.sizes import Sizes
 from data_pipelines.tasks import TASKS
 
 
-def questions(
-    path: Path, split: str, folder: str, drops: Drops, sizes: dict[str, tuple[int, int]]
-) -> Iterator[Dialog]:
+def questions(path: Path, split: str, folder: str, drops: Drops, sizes: Sizes) -> Iterator[Dialog]:
     """T03 of every row {image_path, question, question_id, annotation}.
 
     Args:
@@ -24,9 +23,7 @@ def questions(
         yield from found
 
 
-def _dialog(
-    row: dict[str, Any], split: str, folder: str, sizes: dict[str, tuple[int, int]]
-) -> Dialog:
+def _dialog(row: dict[str, Any], split: str, folder: str, sizes: Sizes) -> Dialog:
     name, question, question_id, note = need(
         row, "image_path", "question", "question_id", "annotation"
     )
