@@ -73,10 +73,9 @@ def sam_encoder(w: Weights, key: str, layers: int, whole: list[int]) -> Weights:
     for i in range(layers):
         at = f"{key}.blocks.{i}"
         block = norm(w, f"{at}.norm1", "norm1") | norm(w, f"{at}.norm2", "norm2")
-        fused = zip(
-            np.split(w[f"{at}.attn.qkv.weight"], 3), np.split(w[f"{at}.attn.qkv.bias"], 3), "qkv"
-        )
-        for kernel, bias, name in fused:
+        kernels = np.split(w[f"{at}.attn.qkv.weight"], 3)
+        biases = np.split(w[f"{at}.attn.qkv.bias"], 3)
+        for kernel, bias, name in zip(kernels, biases, "qkv", strict=True):
             block |= {f"attn.{name}.kernel": kernel.T, f"attn.{name}.bias": bias}
         block |= linear(w, f"{at}.attn.proj", "attn.out")
         block |= {
