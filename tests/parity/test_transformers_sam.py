@@ -50,7 +50,7 @@ RELEASED = [  # Hugging Face's names, and those of the original release
     (r"neck\.layer_norm2", "neck.3"),
     (r"shared_image_embedding\.", "prompt_encoder.pe_layer."),
     (r"positional_embedding$", "positional_encoding_gaussian_matrix"),
-    (r"point_embed\.", "point_embeddings."),
+    (r"\.point_embed\.", ".point_embeddings."),
     (r"mask_embed\.conv1", "mask_downscaling.0"),
     (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
     (r"mask_embed\.conv2", "mask_downscaling.3"),
