@@ -123,7 +123,7 @@ def _single_dialogs(item: dict[str, Any], number: int, split: str, folder: str) 
     image, category = picture(name, folder, width, height), clean_name(category)
     wanted = mask_of(target, image)
     aim = Region(category=category, box=box_of(wanted), mask=wanted)
-    for kind in _kinds("T22", number, split):
+    for kind in prompt_kinds("T22", number, split):
         row = {f"{kind.name.lower()}_visual_prompt_mask": drawn[_SINGLE_ORDER.index(kind)]}
         yield Dialog(
             uid=f"interactive_single/{split}/{number}/T22-{kind.name.lower()}",

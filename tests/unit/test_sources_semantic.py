@@ -178,6 +178,7 @@ def test_isekai_rows_keep_their_supports(tmp_path: Path) -> None:
 def test_a_missing_file_stops_every_family_in_one_line(tmp_path: Path, family: str) -> None:
     extra: dict[str, dict[str, Any]] = {
         "interactive": {"categories": {}},
+        "depth_maps": {"depth_folder": "depth", "scale": 0.001},
         "llava_grounding": {"instances": str(tmp_path / "gone.json")},
         "label_maps": {"names": "", "source": "x"},
     }
