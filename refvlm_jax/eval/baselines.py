@@ -100,7 +100,7 @@ def full_mask(truth: Truth) -> Prediction:
 
 def mean_pose(truths: Sequence[Truth]) -> np.ndarray:
     """[K, 2] mean place of every labelled joint as a fraction of its box; its centre without any."""
-    total = count = 0.0
+    total, count = np.zeros((1, 2)), np.zeros((1, 1))
     for truth in truths:
         for figure in keypoints.figures(truth):
             points, box = np.array(figure.keypoints), np.array(keypoints.box_of(figure))

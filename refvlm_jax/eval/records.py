@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 Record = TypeVar("Record", Prediction, Truth)
+AnyRecord = TypeVar("AnyRecord", bound=Prediction | Truth)
 
 
 def write_records(path: Path, records: Iterable[Prediction | Truth]) -> None:
@@ -201,7 +202,7 @@ def _plan_line(value: Any, where: str) -> dict[str, Any]:
     return line
 
 
-def _renamed(record: Record, change: Callable[[str], str]) -> Record:
+def _renamed(record: AnyRecord, change: Callable[[str], str]) -> AnyRecord:
     """The record with `change` applied to the path of every depth map."""
     if not any(i.depth is not None and i.depth.path for i in instances(record)):
         return record

@@ -181,7 +181,7 @@ class Engine:
 
 
 def _own_map(
-    maps: np.ndarray | None, table: SlotMap | None, row: int, slot: int
+    maps: jax.Array | None, table: SlotMap | None, row: int, slot: int
 ) -> np.ndarray | None:
     """The map [y, x] that a reference owns among [B, I, Q, y, x]; None if it has no query slot."""
     if maps is None or table is None or (query := int(table.slot[row, slot])) < 0:

@@ -37,6 +37,18 @@ def test_none_removes_an_optional_part_and_a_mapping_adds_one():
     assert config.model.llama.lora.rank == 4
 
 
+def test_a_batch_has_slots_of_the_units_that_the_model_has():
+    from refvlm_jax.cli.run import batch_spec
+
+    data = {"path": "d", "kpt_refs": 4, "depth_refs": 1, "depth_size": 48}
+    both = {"keypoint": {"sigmas": [0.1] * 5}, "depth": {}}
+    spec = batch_spec(resolve(base(data=data, model=both)))
+    assert (spec.kpt_refs, spec.kpt_points, spec.depth_refs, spec.depth_size) == (4, 5, 1, 48)
+    spec = batch_spec(resolve(base(data=data)))
+    sizes = {name: shape for name, (shape, _) in spec.fields(8).items()}
+    assert not any(0 not in sizes[name] for name in ("keypoints", "depth", "depth_relative"))
+
+
 @pytest.mark.parametrize(
     ("sections", "parts"),
     [
@@ -65,6 +77,11 @@ def test_none_removes_an_optional_part_and_a_mapping_adds_one():
         ({"model": {"llama": None}}, ["model.llama", "mapping"]),
         ({"model": {"vision": {"stem_channels": 3}}}, ["model.vision.stem_channels", "list"]),
         ({"data": 3}, ["data", "mapping"]),
+        ({"model": {"keypoint": {}}}, ["data.kpt_refs = 0", "model.keypoint"]),
+        ({"model": {"depth": {}}}, ["data.depth_refs = 0", "model.depth"]),
+        ({"model": {"keypoint": {"box": {"heads": 3}}}}, ["model.keypoint.box.width = 256"]),
+        ({"model": {"depth": {"norm_groups": 3}}}, ["model.depth.width = 256", "norm_groups"]),
+        ({"model": {"depth": {"min_depth": 90.0}}}, ["model.depth.min_depth = 90.0", "80.0"]),
     ],
 )
 def test_errors_name_the_field(sections, parts):

@@ -1,6 +1,8 @@
 """The composed model: placement, independence of rows, losses and their counts."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +28,15 @@ def forward(model: RefVLM, batch: Batch) -> tuple:
     return jax.jit(lambda s, b: nnx.merge(graph, s)(b))(state, batch)
 
 
+@functools.cache
+def sums_program(model: RefVLM) -> Callable[[nnx.State, Batch], dict]:
+    """Compiled once a model and batch size."""
+    graph, _ = nnx.split(model)
+    return jax.jit(lambda s, b: loss_sums(nnx.merge(graph, s), b, None))
+
+
 def sums_of(model: RefVLM, batch: Batch) -> dict:
-    graph, state = nnx.split(model)
-    return jax.jit(lambda s, b: loss_sums(nnx.merge(graph, s), b, None))(state, batch)
+    return sums_program(model)(nnx.state(model), batch)
 
 
 @pytest.fixture(scope="module")
