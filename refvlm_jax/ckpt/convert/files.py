@@ -1,0 +1,37 @@
+"""Results that appear whole or not at all: written aside, then renamed."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from refvlm_jax.ckpt.convert.tensors import ConvertError
+
+
+@contextlib.contextmanager
+def fresh(out: Path) -> Iterator[Path]:
+    """A path beside `out` to write a folder or file to; becomes `out` if nothing fails.
+
+    Raises:
+      ConvertError: `out` exists and is not an empty folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConvertError(f"{out} exists already; remove it or choose another place")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    _remove(partial)
+    try:
+        yield partial
+        if out.is_dir():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

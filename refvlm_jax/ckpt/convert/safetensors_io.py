@@ -1,0 +1,185 @@
+"""The safetensors format: headers checked before use, parts read by byte range, files streamed out.
+
+A file is an 8-byte length, a JSON header (name -> dtype, shape, byte range) and the bytes.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refvlm_jax.ckpt.convert.tensors import (
+    DTYPE_NAMES,
+    DTYPES,
+    ConvertError,
+    Index,
+    Shape,
+    TensorRef,
+)
+
+_MAX_HEADER = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """The header of a file; the tensors stay on disk until read."""
+
+    tensors: dict[str, TensorRef]
+    metadata: dict[str, str]
+
+
+def open_safetensors(path: Path) -> SafetensorsFile:
+    """Reads the header.
+
+    Raises:
+      ConvertError: the file is truncated, or its header lies about the bytes that follow.
+    """
+    try:
+        header, start, size = _header(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConvertError(_damaged(path, error)) from error
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ConvertError(_damaged(path, "__metadata__ is not a mapping"))
+    tensors: dict[str, TensorRef] = {}
+    ranges = []
+    for name, entry in header.items():
+        try:
+            dtype, shape, begin, end = _entry(entry, size)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConvertError(_damaged(path, f"tensor {name!r}: {error}")) from error
+        ranges.append((begin, end, name))
+        tensors[name] = TensorRef(shape, dtype, partial(_read, path, start + begin, shape, dtype))
+    previous = 0
+    for begin, end, name in sorted(ranges):
+        if begin < previous:
+            raise ConvertError(_damaged(path, f"tensor {name!r} overlaps another one"))
+        previous = max(previous, end)
+    return SafetensorsFile(tensors, {str(k): str(v) for k, v in metadata.items()})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written."""
+
+    name: str
+    shape: Shape
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class SafetensorsWriter:
+    """Writes a file whose tensors arrive one after the other, in the order of `entries`."""
+
+    def __init__(
+        self, path: Path, entries: Sequence[Entry], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Writes the header; the tensors follow through `write`."""
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+        place = 0
+        for entry in entries:
+            header[entry.name] = {
+                "dtype": DTYPE_NAMES[entry.dtype],
+                "shape": list(entry.shape),
+                "data_offsets": [place, place + entry.nbytes],
+            }
+            place += entry.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._entries, self._file = list(entries), path.open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._next = 0
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Appends the next tensor."""
+        entry = self._entries[self._next]
+        assert (name, array.shape, array.dtype) == (entry.name, entry.shape, entry.dtype)
+        data = np.ascontiguousarray(array)
+        self._file.write(memoryview(data.reshape(-1).view(np.uint8)))
+        self._next += 1
+
+    def close(self) -> None:
+        """Ends the file and forces it to disk."""
+        assert self._next == len(self._entries), "a planned tensor was never written"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def write_safetensors(
+    path: Path, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a small file whole."""
+    found = list(tensors)
+    writer = SafetensorsWriter(path, [Entry(n, a.shape, a.dtype) for n, a in found], metadata)
+    for name, array in found:
+        writer.write(name, array)
+    writer.close()
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Parsed header, offset of the first tensor byte, number of tensor bytes."""
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if total < 8 or length > min(total - 8, _MAX_HEADER):
+            raise ValueError(f"header of {length} bytes in a file of {total}")
+        header = json.loads(file.read(length).decode())
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a mapping")
+    return header, 8 + length, total - 8 - length
+
+
+def _entry(entry: Mapping[str, Any], size: int) -> tuple[np.dtype, Shape, int, int]:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {entry['dtype']!r} is not one of {', '.join(DTYPES)}")
+    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+        raise ValueError("shape and data_offsets must be natural numbers")
+    if end > size:
+        raise ValueError(f"its bytes end at {end}, the file at {size}")
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{end - begin} bytes cannot hold {entry['dtype']}{list(shape)}")
+    return dtype, shape, begin, end
+
+
+def _read(path: Path, start: int, shape: Shape, dtype: np.dtype, index: Index) -> np.ndarray:
+    """Reads the rows of the first axis that `index` covers, then cuts the rest."""
+    if not shape:
+        return _bytes(path, start, 1, dtype).reshape(())
+    inner = math.prod(shape[1:])
+    rows = index[0].stop - index[0].start
+    part = _bytes(path, start + index[0].start * inner * dtype.itemsize, rows * inner, dtype)
+    part = part.reshape((rows, *shape[1:]))[(slice(None), *index[1:])]
+    # A cut must not keep the rows around it alive.
+    return part if part.size == rows * inner else np.array(part)
+
+
+def _bytes(path: Path, start: int, count: int, dtype: np.dtype) -> np.ndarray:
+    array = np.empty(count, dtype)
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        target, done = memoryview(array.view(np.uint8)), 0
+        while done < len(target):
+            got = file.readinto(target[done:])
+            if not got:
+                raise ConvertError(_damaged(path, f"it ends {len(target) - done} bytes early"))
+            done += got
+    return array
+
+
+def _damaged(path: Path, why: object) -> str:
+    text = " ".join(str(why).split())
+    return f"{path} is no valid safetensors file ({text}); download or export it again"
+
