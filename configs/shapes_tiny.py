@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
         workers=0,
         threads=2,
         merge=7,
+        shared_picture=True,
         # REC and RES carry the headline metrics; detection and grounded captions teach the same
         # localisation with several references a row.
         weights={

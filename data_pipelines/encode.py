@@ -1,7 +1,9 @@
 """From dialogues to a row of the static batch (`refvlm_jax.batch.Batch` without the batch axis).
 
 A row is one conversation about at most one picture: begin token, prompt, answer, end token, then a
-separator before the next turn. Only answers and their end tokens are supervised.
+separator before the next turn. Or, with `EncodeOptions.shared_picture`, several that share begin
+token, preamble and picture, and see nothing of each other. Only answers and their end tokens are
+supervised.
 """
 
 from bisect import bisect_right
@@ -37,12 +39,12 @@ def encode_row(
     squares: SquareReader | None = None,
     counts: Counter[str] | None = None,
 ) -> Row:
-    """A training row: dialogues about one picture merged into one conversation.
+    """A training row: dialogues about one picture, as one conversation or side by side.
 
-    The first turn carries preamble and picture. Trailing turns that exceed a size of the row are
-    left out whole. A first turn that is too long alone is cut between its groups, its plan written
-    again so that counts stay true; an answer without groups is cut inside its text, and its end
-    token is then not supervised, since it does not end there.
+    Preamble and picture stand in the first turn, or before it. Trailing turns that exceed a size of
+    the row are left out whole. A first turn that is too long alone is cut between its groups, its
+    plan written again so that counts stay true; an answer without groups is cut inside its text,
+    and its end token is then not supervised, since it does not end there.
 
     Args:
       dialogs: one or more.
@@ -60,17 +62,23 @@ def encode_row(
       ImageError: the picture cannot be read.
     """
     counts = Counter() if counts is None else counts
-    turns = [(dialog, turn) for dialog in dialogs for turn in dialog.turns]
-    image = _common_picture(dialogs)
-    encoder, draft = TurnEncoder(tokenizer, options, rng), Draft(options.spec)
-    for number, (dialog, turn) in enumerate(turns):
-        prompt, answer = _encode_turn(encoder, draft, dialog, turn, first=number == 0)
+    turns = [
+        (number, place, dialog, turn)
+        for number, dialog in enumerate(dialogs, 1)
+        for place, turn in enumerate(dialog.turns)
+    ]
+    image, side_by_side = _common_picture(dialogs), options.shared_picture
+    encoder, draft = TurnEncoder(tokenizer, options, rng), _opened(image, tokenizer, options)
+    for done, (number, place, dialog, turn) in enumerate(turns):
+        first = place == 0 if side_by_side else done == 0
+        prompt, answer = _encode_turn(encoder, draft, dialog, turn, first=first)
         if not draft.fits(prompt, answer):
-            if number:
-                counts["turns_dropped"] += len(turns) - number
+            if done:
+                counts["turns_dropped"] += len(turns) - done
                 break
             answer = _shortened(encoder, draft, prompt, dialog, turn, counts)
-        draft.append(prompt, answer, supervise=turn.supervise)
+        own = number if side_by_side else 0
+        draft.append(prompt, answer, supervise=turn.supervise, dialog=own)
     squares = squares or SquareReader(image_root, options.spec.image_size)
     return fill(draft, image, squares, dialogs[0].uid, counts)
 
@@ -92,7 +100,10 @@ def encode_prompt(
       EncodeError: a bad record, or history and question do not fit.
       ImageError: the picture cannot be read.
     """
-    encoder, draft = TurnEncoder(tokenizer, options, None), Draft(options.spec)
+    encoder, draft = (
+        TurnEncoder(tokenizer, options, None),
+        _opened(dialog.image, tokenizer, options),
+    )
     for number, turn in enumerate(dialog.turns[: turn_index + 1]):
         prompt, answer = _encode_turn(encoder, draft, dialog, turn, first=number == 0)
         answer = EncodedAnswer([] if number == turn_index else answer.tokens, [])
@@ -104,6 +115,14 @@ def encode_prompt(
         draft.append(prompt, answer, supervise=False)
     squares = squares or SquareReader(image_root, options.spec.image_size)
     return fill(draft, dialog.image, squares, dialog.uid, Counter())
+
+
+def _opened(image: MediaRef | None, tokenizer: Tokenizer, options: EncodeOptions) -> Draft:
+    """An empty row, or one with the opening that its dialogues share."""
+    draft = Draft(options.spec)
+    if options.shared_picture:
+        draft.open(TurnEncoder(tokenizer, options, None).opening(image is not None))
+    return draft
 
 
 def _common_picture(dialogs: Sequence[Dialog]) -> MediaRef | None:
@@ -141,7 +160,7 @@ def _shortened(
     """The longest part of a first answer that fits."""
     whole = encoder.answer(dialog, turn)
     if not turn.spans:
-        room = draft.spec.seq_len - len(prompt.tokens) - 1
+        room = draft.spec.seq_len - len(draft.tokens) - len(prompt.tokens) - 1
         if room > 0 and draft.fits(prompt, EncodedAnswer(whole.tokens[:1], [])):
             counts["answers_cut"] += 1
             return EncodedAnswer([*whole.tokens[:room], whole.tokens[-1]], [], complete=False)

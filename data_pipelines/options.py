@@ -19,5 +19,8 @@ class EncodeOptions:
     """`<REF>` tokens for unit decoders; or coordinates as text, without command and plan."""
     plan: bool = True
     """Answers open with the plan block."""
+    shared_picture: bool = False
+    """The picture opens the row, and the dialogues of the row see it but not each other. Otherwise
+    they are turns of one conversation whose first question holds the picture, as released."""
     fixed_template: bool = False
     """Always the first question template, as evaluation asks."""

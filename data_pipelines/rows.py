@@ -26,6 +26,10 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     visual: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    dialogs: list[int] = field(default_factory=list)
+    shared: int = 0
+    """Positions of the opening that every dialogue sees."""
     prompts: list[tuple[Region, PromptKind]] = field(default_factory=list)
     refs: list[Reference] = field(default_factory=list)
     masks: int = 0
@@ -47,12 +51,31 @@ class Draft:
             len(self.tokens) + len(prompt.tokens) + len(answer.tokens) <= spec.seq_len
             and len(self.prompts) + len(prompt.regions) <= spec.prompts
             and len(self.refs) + len(answer.refs) <= spec.refs
-            and (not self.tokens or self.masks + answer.masks <= spec.mask_refs)
+            and (len(self.tokens) == self.shared or self.masks + answer.masks <= spec.mask_refs)
         )
 
-    def append(self, prompt: EncodedPrompt, answer: EncodedAnswer, *, supervise: bool) -> None:
-        """Appends a turn that fits."""
-        start = len(self.tokens) + len(prompt.tokens)
+    def open(self, opening: EncodedPrompt) -> None:
+        """Starts the row with what its dialogues share."""
+        self.append(opening, EncodedAnswer([], []), supervise=False)
+        self.shared = len(self.tokens)
+
+    def append(
+        self, prompt: EncodedPrompt, answer: EncodedAnswer, *, supervise: bool, dialog: int = 0
+    ) -> None:
+        """Appends a turn that fits.
+
+        Args:
+          dialog: its `Batch.dialog_ids`; positions of a dialogue count on from the opening.
+        """
+        start, length = len(self.tokens) + len(prompt.tokens), len(prompt.tokens + answer.tokens)
+        if not self.tokens:
+            begin = 0
+        elif self.dialogs[-1] == dialog:
+            begin = self.positions[-1] + 1
+        else:
+            begin = self.shared
+        self.positions += range(begin, begin + length)
+        self.dialogs += [dialog] * length
         self.tokens += prompt.tokens + answer.tokens
         self.visual += prompt.visual + [TEXT] * len(answer.tokens)
         self.labels += [IGNORE_ID] * len(prompt.tokens)
@@ -86,7 +109,8 @@ def fill(
     row["tokens"][:length] = draft.tokens
     row["labels"][:length] = draft.labels
     row["visual_index"][:length] = draft.visual
-    row["positions"][:length] = np.arange(length)
+    row["positions"][:length] = draft.positions
+    row["dialog_ids"][:length] = draft.dialogs
     row["segment_ids"][:length] = 1
     if image is not None:
         _fill_picture(row, draft, image, squares, uid)

@@ -18,6 +18,7 @@ from refvlm_jax.trp.prompt import (
     TURN_SEPARATOR,
     USER,
     clean_question,
+    shared_opening,
     split_slots,
     turn_prompt,
 )
@@ -106,15 +107,17 @@ class TurnEncoder:
         Args:
           dialog: what the turn is part of.
           turn: the turn.
-          first: it opens the row, and carries preamble and picture.
+          first: it opens its dialogue: with preamble and picture, or after the shared `opening`.
           prompts_before: region prompts of the row before this turn.
         """
         tokenizer, result = self.tokenizer, EncodedPrompt()
+        shared = first and self.options.shared_picture
         if not first:
             result.add_text(tokenizer.encode(TURN_SEPARATOR))
-        result.add_text([tokenizer.bos_id])
+        if not shared:
+            result.add_text([tokenizer.bos_id])
         shown = iter(turn.prompts)
-        for piece in split_slots(self._prompt_text(dialog, turn, first)):
+        for piece in split_slots(self._prompt_text(dialog, turn, first and not shared)):
             if piece == IMAGE_SLOT:
                 result.add_visual(0, self.options.spec.image_tokens)
             elif piece == PROMPT_SLOT:
@@ -123,6 +126,18 @@ class TurnEncoder:
                 result.regions.append((dialog.regions[prompt.region], prompt.kind))
             else:
                 result.add_text(tokenizer.encode(piece))
+        return result
+
+    def opening(self, image: bool) -> EncodedPrompt:
+        """Begin token, preamble and picture, for dialogues that share them."""
+        result = EncodedPrompt()
+        result.add_text([self.tokenizer.bos_id])
+        preamble = self.options.register == "ref"
+        for piece in split_slots(shared_opening(preamble=preamble, image=image)):
+            if piece == IMAGE_SLOT:
+                result.add_visual(0, self.options.spec.image_tokens)
+            else:
+                result.add_text(self.tokenizer.encode(piece))
         return result
 
     def _slot(self, prompt: int) -> tuple[int, int]:

@@ -51,6 +51,7 @@ class BatchSpec:
             "labels": ((b, s), np.int32),
             "positions": ((b, s), np.int32),
             "segment_ids": ((b, s), np.int32),
+            "dialog_ids": ((b, s), np.int32),
             "visual_index": ((b, s), np.int32),
             "images": ((b, i, y, y, 3), np.uint8),
             "image_valid": ((b, i), np.bool_),
@@ -83,7 +84,10 @@ class Batch:
     positions: Any
     """int32[B, S] rotary position inside the segment."""
     segment_ids: Any
-    """int32[B, S] 1, 2, ... for packed dialogues; 0 for padding."""
+    """int32[B, S] 1, 2, ... for packed rows that see nothing of one another; 0 for padding."""
+    dialog_ids: Any
+    """int32[B, S] inside a segment: 0 is seen by all that follows, 1, 2, ... only by its own number.
+    Dialogues that share a picture without sharing answers; all 0 for one conversation."""
     visual_index: Any
     """int32[B, S] TEXT, or i*N + n for patch n of image i, or I*N + p*T + t for token t of prompt p."""
     images: Any

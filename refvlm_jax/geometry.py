@@ -4,6 +4,7 @@ The model sees a picture centred on a square of side max(width, height). Model c
 fractions of that side. NumPy only, float64 inside; leading axes `...` are free.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,15 +92,30 @@ class PaddedSquare:
         Bilinear resize of the logits to the full square (pixel centres, corners not aligned), then
         the crop without padding, then `> threshold_logit`. Only the crop is ever computed.
         """
-        logits = np.asarray(logits, np.float64)
-        rows = _taps(logits.shape[0], self.side, self.offset_y, self.height)
-        cols = _taps(logits.shape[1], self.side, self.offset_x, self.width)
         mask = np.empty((self.height, self.width), np.bool_)
+        for block, strip in self._strips(logits):
+            mask[block] = strip > threshold_logit
+        return mask
+
+    def map_to_pixels(self, values: np.ndarray) -> np.ndarray:
+        """Dense values [h, w] on the square (a depth map) to float32[H, W] on the picture.
+
+        Resized like the logits of a mask; every value lies between its four neighbours.
+        """
+        result = np.empty((self.height, self.width), np.float32)
+        for block, strip in self._strips(values):
+            result[block] = strip
+        return result
+
+    def _strips(self, values: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """The resized picture, some rows at a time."""
+        values = np.asarray(values, np.float64)
+        rows = _taps(values.shape[0], self.side, self.offset_y, self.height)
+        cols = _taps(values.shape[1], self.side, self.offset_x, self.width)
         for start in range(0, self.height, _ROWS):
             block = slice(start, start + _ROWS)
-            strip = _blend(logits, [tap[block] for tap in rows], axis=0)
-            mask[block] = _blend(strip, cols, axis=1) > threshold_logit
-        return mask
+            strip = _blend(values, [tap[block] for tap in rows], axis=0)
+            yield block, _blend(strip, cols, axis=1)
 
 
 def _taps(source: int, target: int, start: int, count: int) -> list[np.ndarray]:

@@ -40,7 +40,7 @@ def _shapes(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from data_pipelines import build as builder
+    import data_pipelines.build as builder
 
     recipe = {
         "shapes": builder.shapes_world_recipe,

@@ -19,7 +19,10 @@ from refvlm_jax.trp.format import AnswerStyle
 def encode_options(config: RunConfig, **changes: object) -> EncodeOptions:
     """How dialogues become rows under this configuration."""
     options = EncodeOptions(
-        spec=batch_spec(config), register=config.data.register, plan=config.data.plan_block
+        spec=batch_spec(config),
+        register=config.data.register,
+        plan=config.data.plan_block,
+        shared_picture=config.data.shared_picture,
     )
     return replace(options, **changes)  # type: ignore[arg-type]
 

@@ -46,14 +46,22 @@ class RegionPromptConfig:
     """Region-prompt encoder: pooled visual tokens for points, boxes, scribbles and masks."""
 
     num_patches: int = 9
-    pooling: Literal["raster", "spatial"] = "raster"
-    """`raster` = runs of consecutive cells, as released weights expect; `spatial` = a true 3x3 grid."""
+    pooling: Literal["raster", "spatial", "conv", "legacy"] = "raster"
+    """`raster` = runs of consecutive cells, as released weights expect; `spatial` = a true 3x3 grid;
+    `conv` = a strided convolution of the masked map; `legacy` = the region's mean and its weights, each
+    with its own map to the language model (`num_patches` is then 1)."""
     mask_token: bool = True
+    """One more token made of the region's weights alone."""
 
     @property
     def tokens(self) -> int:
         """Visual tokens of one prompt."""
         return self.num_patches + int(self.mask_token)
+
+    @property
+    def projects(self) -> bool:
+        """The tokens have the language model's width already and skip the shared projector."""
+        return self.pooling == "legacy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,9 @@ class BoxUnitConfig:
     dropout: float = 0.1
     mask_padding_queries: bool = False
     """False lets empty query slots take part in self-attention, as released weights expect."""
+    empty_queries: Literal["bias", "zero"] = "bias"
+    """What an empty slot holds after the query projection: its bias, as released; zeros, as with the
+    adapter."""
     query_init: float = 1.0
     """Standard deviation of the learned query positions at birth; small ones train from scratch."""
     position_cycles: float = 1.0
@@ -131,6 +142,9 @@ class MaskUnitConfig:
     """Groups of the FPN's group normalisation."""
     dropout: float = 0.1
     mask_padding_queries: bool = False
+    empty_queries: Literal["bias", "zero"] = "bias"
+    """What an empty slot holds after the query projection: its bias, as released; zeros, as with the
+    adapter."""
     query_init: float = 1.0
     """Standard deviation of the learned query positions at birth; small ones train from scratch."""
     position_cycles: float = 1.0
@@ -155,3 +169,131 @@ class RefVLMConfig:
     llama: LlamaConfig = field(default_factory=LlamaConfig)
     box: BoxUnitConfig | None = field(default_factory=BoxUnitConfig)
     mask: MaskUnitConfig | None = field(default_factory=MaskUnitConfig)
+
+
+COCO_SIGMAS = (
+    0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072,
+    0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
+)  # fmt: skip
+"""Spread of human annotators on the 17 COCO body points, in units of the object's size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointUnitConfig:
+    """Keypoint decoder queried by `<REF>` states: a box decoder, then one query a body point."""
+
+    box: BoxUnitConfig = field(default_factory=BoxUnitConfig)
+    """The first decoder; its query slots, matching and box weights hold for the whole unit."""
+    features: tuple[int, ...] = (8, 16, 23)
+    """Indices into the vision feature maps, concatenated at the size of the first."""
+    width: int = 256
+    layers: int = 6
+    heads: int = 8
+    mlp_dim: int = 2048
+    dropout: float = 0.1
+    sigmas: tuple[float, ...] = COCO_SIGMAS
+    """One tolerance of the OKS a body point; their number is the number of points."""
+    mask_padding_queries: bool = False
+    """False lets empty query slots take part in self-attention, as released weights expect."""
+    query_init: float = 1.0
+    """Standard deviation of the learned query positions and point embeddings at birth."""
+    position_cycles: float = 1.0
+    """Waves of the finest sine position across the picture."""
+    value_positions: bool = False
+    """Adds the position code to the decoder's values too, not only to its keys."""
+    remat: Literal["none", "full", "dots"] = "full"
+    """What a decoder layer recomputes in the backward pass; a slot has a query a point, so its
+    attention weights are large."""
+    distance_loss: Literal["oks", "mean"] = "oks"
+    """`oks` = 1 - object keypoint similarity; `mean` = mean distance of all points, labelled or
+    not, which the released model was trained with under the name of OKS."""
+    keypoint_weight: float = 2.0
+    distance_weight: float = 2.0
+    visibility_weight: float = 1.0
+    auxiliary_weight: float = 0.5
+    """Factor on the box losses of the first decoder's own boxes; 0 leaves them out."""
+
+    @property
+    def num_queries(self) -> int:
+        """Reference slots of the unit."""
+        return self.box.num_queries
+
+    @property
+    def points(self) -> int:
+        """Body points of one reference."""
+        return len(self.sigmas)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthUnitConfig:
+    """Dense depth decoder queried by `<REF>` states: adaptive bins over a feature pyramid."""
+
+    num_queries: int = 1
+    """Depth maps of one picture; an answer normally asks for one."""
+    features: tuple[int, ...] = (8, 16, 23)
+    """Indices into the vision feature maps, fine to coarse; the last one is the decoder's memory."""
+    width: int = 256
+    layers: int = 3
+    heads: int = 8
+    mlp_dim: int = 1024
+    norm_groups: int = 32
+    """Groups of the FPN's group normalisation."""
+    dropout: float = 0.1
+    mask_padding_queries: bool = True
+    query_init: float = 0.02
+    """Standard deviation of the learned query positions at birth."""
+    position_cycles: float = 1.0
+    """Waves of the finest sine position across the picture."""
+    value_positions: bool = False
+    """Adds the position code to the decoder's values too, not only to its keys."""
+    mode: Literal["metric", "relative"] = "metric"
+    """`metric` answers metres; `relative` answers inverse depth up to scale and shift, in [0, 1]."""
+    bins: int = 64
+    min_depth: float = 0.1
+    """Nearest depth in metres; the bins share the logarithms between it and the farthest."""
+    max_depth: float = 80.0
+    """Farthest depth in metres."""
+    silog_weight: float = 10.0
+    silog_variance: float = 0.85
+    """Share of the mean log error that is forgiven: 1 = any scale fits, 0 = metric error."""
+    affine_weight: float = 1.0
+    """Of the error after alignment, for relative depth."""
+    gradient_weight: float = 0.5
+    gradient_scales: int = 4
+    """Resolutions the gradients of the error are taken at, each half of the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNextConfig:
+    """ConvNeXt visual tower (the trunk of open_clip's ConvNeXt-Large by default)."""
+
+    image_size: int = 512
+    """Side of the square input in pixels."""
+    depths: tuple[int, ...] = (3, 3, 27, 3)
+    """Blocks of each stage."""
+    dims: tuple[int, ...] = (192, 384, 768, 1536)
+    """Channels of each stage; each later stage halves the resolution."""
+    layer_scale: float = 1e-6
+    """Factor on every residual branch at birth."""
+    norm_eps: float = 1e-6
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Two-way adapter between the language model's states and the unit decoders."""
+
+    groups: int = 32
+    """Phrases of a row that are adapted; the references of later ones are not decoded."""
+    phrase_length: int = 100
+    """Tokens of a phrase that are read."""
+    ref_length: int = 100
+    """References of a phrase that are adapted; further ones are not decoded."""
+    projection_dim: int = 8192
+    """Hidden width of the input projections."""
+    layers: int = 2
+    heads: int = 8
+    mlp_dim: int = 8192
+    remat: Literal["none", "full", "dots"] = "full"
+    """What a layer recomputes in the backward pass."""

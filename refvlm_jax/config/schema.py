@@ -41,6 +41,9 @@ class DataConfig:
     """Answers open with the plan block (`<Task>...</Task>`) that lists names, units and counts."""
     merge: int = 1
     """Dialogues about one picture merged into a row, at most."""
+    shared_picture: bool = False
+    """Merged dialogues share the picture but do not see each other; otherwise they are turns of one
+    conversation, which tells later ones what earlier ones said about the picture."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Task id -> sampling weight; empty samples tasks by their record counts."""
     seed: int = 0

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from refvlm_jax.eval import fields as f
 from refvlm_jax.eval.record_types import Box, Instance, Prediction, Rle, Triplet, Truth
@@ -94,7 +94,7 @@ def parse_truth(value: Any) -> Truth:
         references=fields.take("references", f.list_of(f.text), []),
         ignore=fields.take("ignore", f.list_of(_instance), []),
         image_id=fields.take("image_id", f.whole, 0),
-        style=fields.take("style", f.one_of(*get_args(AnswerStyle)), "plan"),
+        style=cast(AnswerStyle, fields.take("style", f.one_of(*get_args(AnswerStyle)), "plan")),
     )
     fields.done()
     return record

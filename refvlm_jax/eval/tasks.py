@@ -29,8 +29,8 @@ class TaskScorer:
 
 def format_terms(truth: Truth, prediction: Prediction | None) -> Terms:
     """Terms of format_valid."""
-    given = prediction is not None and bool(prediction.raw.strip())
-    valid = given and check_format(prediction.raw, truth.style).valid
+    raw = prediction.raw if prediction else ""
+    valid = bool(raw.strip()) and check_format(raw, truth.style).valid
     return {"format_valid": (float(valid), 1.0)}
 
 

@@ -83,15 +83,18 @@ class Llama(nnx.Module):
         embeddings: Hidden,
         positions: Int[Array, "B S"],
         segment_ids: Int[Array, "B S"],
+        dialog_ids: Int[Array, "B S"] | None = None,
         *,
         edits: Sequence[Edit] | None = None,
     ) -> LlamaOutput:
         """Runs the stack over whole sequences; packed segments do not see each other.
 
         Args:
+          dialog_ids: see `refvlm_jax.batch.Batch.dialog_ids`.
           edits: activations to read or change on the way (see `refvlm_jax.models.edits`).
         """
-        mask = causal_segment_mask(segment_ids, sliding_window=self.config.sliding_window)
+        window = self.config.sliding_window
+        mask = causal_segment_mask(segment_ids, dialog_ids, positions, sliding_window=window)
         block = self.config.attention_block
         angles, editor = self._angles(positions), Editor(edits or (), self.config.layers)
         taps: Taps = {}

@@ -73,6 +73,7 @@ def language_loss_sum(
 def _next_tokens(batch: Batch) -> Int[Array, "B S"]:
     """Label of the following position, IGNORE_ID at the end and across packed dialogues."""
     same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+    same &= batch.dialog_ids[:, 1:] == batch.dialog_ids[:, :-1]
     shifted = jnp.where(same, batch.labels[:, 1:], IGNORE_ID)
     return jnp.pad(shifted, ((0, 0), (0, 1)), constant_values=IGNORE_ID)
 

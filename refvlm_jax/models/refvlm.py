@@ -21,7 +21,13 @@ from refvlm_jax.models.placement import place, prompt_features
 from refvlm_jax.models.projector import Projector
 from refvlm_jax.models.region_prompts import RegionPromptEncoder
 from refvlm_jax.models.units.box import BoxUnit
-from refvlm_jax.models.units.dispatch import SlotMap, gather_queries, scatter_back, slots
+from refvlm_jax.models.units.dispatch import (
+    SlotMap,
+    gather_queries,
+    scatter_back,
+    slot_dialogs,
+    slots,
+)
 from refvlm_jax.models.units.mask import MaskUnit
 from refvlm_jax.trp.tokens import Unit
 
@@ -35,12 +41,18 @@ class RefTable:
     unit: Int[Array, "B R"]
     image: Int[Array, "B R"]
     valid: Bool[Array, "B R"]
+    dialog: Int[Array, "B R"] | None = None
+    """Dialogue a reference belongs to (`Batch.dialog_ids`); None: all of a row belong together."""
 
     @classmethod
     def of(cls, batch: Batch) -> "RefTable":
         """The references of a training batch."""
         return cls(
-            pos=batch.ref_pos, unit=batch.ref_unit, image=batch.ref_image, valid=batch.ref_valid
+            pos=batch.ref_pos,
+            unit=batch.ref_unit,
+            image=batch.ref_image,
+            valid=batch.ref_valid,
+            dialog=jnp.take_along_axis(jnp.asarray(batch.dialog_ids), batch.ref_pos, axis=1),
         )
 
 
@@ -122,12 +134,24 @@ class RefVLM(nnx.Module):
         if self.box is not None:
             queries, valid, table = self._queries(hidden, refs, Unit.BOX, images)
             with jax.named_scope("box_unit"):
-                found = self.box(queries, valid, features.maps, dropout_key)
+                found = self.box(
+                    queries,
+                    valid,
+                    features.maps,
+                    dropout_key,
+                    dialog=slot_dialogs(refs.dialog, table),
+                )
             boxes = scatter_back(found, table)
         if self.mask is not None:
             queries, valid, mask_slots = self._queries(hidden, refs, Unit.MASK, images)
             with jax.named_scope("mask_unit"):
-                logits = self.mask(queries, valid, features.maps, dropout_key)
+                logits = self.mask(
+                    queries,
+                    valid,
+                    features.maps,
+                    dropout_key,
+                    dialog=slot_dialogs(refs.dialog, mask_slots),
+                )
             mask_logits = logits.reshape(-1, images, *logits.shape[1:])
         return UnitOutputs(boxes=boxes, mask_logits=mask_logits, mask_slots=mask_slots)
 
@@ -147,7 +171,9 @@ class RefVLM(nnx.Module):
         features = self.encode_images(batch.images)
         embeddings = self.embed(batch, features)
         with jax.named_scope("llama"):
-            hidden = self.llama(embeddings, batch.positions, batch.segment_ids).hidden
+            hidden = self.llama(
+                embeddings, batch.positions, batch.segment_ids, batch.dialog_ids
+            ).hidden
         images = batch.image_valid.shape[1]
         units = self.decode_units(hidden, RefTable.of(batch), features, images, dropout_key)
         return hidden, units

@@ -55,18 +55,28 @@ def causal_attention(
 
 
 def causal_segment_mask(
-    segment_ids: Int[Array, "B S"], *, sliding_window: int | None = None
+    segment_ids: Int[Array, "B S"],
+    dialog_ids: Int[Array, "B S"] | None = None,
+    positions: Int[Array, "B S"] | None = None,
+    *,
+    sliding_window: int | None = None,
 ) -> Bool[Array, "B 1 S S"]:
     """Each position sees the earlier positions of its own segment, itself included.
 
     Args:
       segment_ids: 0 marks padding, which sees only padding and is seen by nothing else.
+      dialog_ids: inside a segment, 0 is seen by all that follows and any other number only by its
+        own; None means 0 everywhere.
+      positions: what a sliding window counts in; None means places in the row.
       sliding_window: how many positions back a query sees, itself included.
     """
     place = jnp.arange(segment_ids.shape[1])
-    distance = place[:, None] - place[None, :]
-    near = distance >= 0
+    seen = (place[:, None] >= place[None, :])[None]
+    seen = seen & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    if dialog_ids is not None:
+        key = dialog_ids[:, None, :]
+        seen &= (key == 0) | (key == dialog_ids[:, :, None])
     if sliding_window is not None:
-        near &= distance < sliding_window
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return (same & near)[:, None]
+        at = place[None] if positions is None else positions
+        seen &= at[:, :, None] - at[:, None, :] < sliding_window
+    return seen[:, None]

@@ -21,7 +21,8 @@ def contract(
 
 
 def _forward(x: Array, kernel: Array, rank: int) -> tuple[Array, tuple[Array, Array]]:
-    return contract(x, kernel, rank), (x, kernel)
+    # Not `contract` again: rematerialisation policies must see the product itself.
+    return jnp.tensordot(x, kernel, rank), (x, kernel)
 
 
 def _backward(rank: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from refvlm_jax.nn.param import param
 
 
 class Conv2d(nnx.Module):
-    """Square convolution with kernel[k, k, in, out]."""
+    """Square convolution with kernel[k, k, in / groups, out]."""
 
     def __init__(
         self,
@@ -20,12 +20,14 @@ class Conv2d(nnx.Module):
         *,
         stride: int = 1,
         padding: int = 0,
+        groups: int = 1,
         bias: bool = True,
         axes: tuple[str | None, str | None] = (None, None),
     ):
-        self.stride, self.padding = stride, padding
-        init = torch_uniform(in_channels * kernel * kernel)
-        shape = (kernel, kernel, in_channels, out_channels)
+        self.stride, self.padding, self.groups = stride, padding, groups
+        inputs = in_channels // groups
+        init = torch_uniform(inputs * kernel * kernel)
+        shape = (kernel, kernel, inputs, out_channels)
         self.kernel = param(rngs, init, shape, (None, None, *axes))
         self.bias = param(rngs, init, (out_channels,), axes[1:]) if bias else None
 
@@ -38,5 +40,6 @@ class Conv2d(nnx.Module):
             (self.stride, self.stride),
             [(self.padding, self.padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
         )
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)

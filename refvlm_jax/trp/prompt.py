@@ -56,6 +56,11 @@ def turn_prompt(
     return f"{head}{USER}{picture}{clean_question(question)}{ASSISTANT}"
 
 
+def shared_opening(*, preamble: bool = True, image: bool = True) -> str:
+    """What the dialogues of a row share when the picture does not belong to one question."""
+    return (PREAMBLE if preamble else "") + (f"{IMAGE_SLOT}\n" if image else "")
+
+
 def clean_question(question: str) -> str:
     """The question without image markers and superfluous whitespace; line breaks are kept."""
     text = _IMAGE_BEFORE_MARK.sub("", question).replace(IMAGE_SLOT, " ")

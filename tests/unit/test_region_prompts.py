@@ -132,3 +132,78 @@ def test_token_count_position_code_and_dtype(features: np.ndarray) -> None:
 def test_impossible_partitions_are_refused(config: RegionPromptConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encoder(config)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_strided_convolution_reads_the_weighted_map(features: np.ndarray, shared: bool) -> None:
+    """Nine cells of 2 x 2 patches; each is the kernel applied to the weighted patches in it."""
+    module = encoder(RegionPromptConfig(num_patches=9, pooling="conv", mask_token=False))
+    masks = masks_of((0, 36, 0, 36), (6, 30, 12, 24), (0, 12, 0, 6))
+    given = features[:, 0] if shared else features
+    tokens = np.asarray(module(jnp.asarray(given), jnp.asarray(masks)) - module.position[...])
+    kernel = np.asarray(module.patch.kernel[...])
+    cells = masks[:, :, 3::6, 3::6].astype(np.float32)
+    for p in range(3):
+        grid = (given[0] if shared else given[0, p]).reshape(GRID, GRID, WIDTH)
+        weighted = grid * (cells[0, p] / cells[0, p].sum())[..., None]
+        for part in range(9):
+            y, x = 2 * (part // 3), 2 * (part % 3)
+            want = np.einsum("vuc,vuco->o", weighted[y : y + 2, x : x + 2], kernel)
+            np.testing.assert_allclose(tokens[0, p, part], want, atol=1e-6)
+
+
+def test_strided_convolution_with_the_mask_token(features: np.ndarray) -> None:
+    config = RegionPromptConfig(num_patches=9, pooling="conv")
+    module, masks = encoder(config), jnp.asarray(masks_of((6, 30, 12, 24)))
+    tokens = np.asarray(module(jnp.asarray(features), masks) - module.position[...])
+    assert tokens.shape == (2, 3, config.tokens, WIDTH) and config.tokens == 10
+    constant = module.mask_token.kernel[...][0] / GRID**2 + module.mask_token.bias[...]
+    np.testing.assert_allclose(tokens[0, 0, 9], constant, atol=1e-6)
+    # An empty region: no features, and the token's bias.
+    assert np.abs(tokens[1, 2, :9]).max() < 1e-6
+
+
+@pytest.mark.parametrize("mask_token", [True, False])
+def test_legacy_tokens_are_the_mean_and_the_weights(features: np.ndarray, mask_token: bool) -> None:
+    config = RegionPromptConfig(num_patches=1, pooling="legacy", mask_token=mask_token)
+    module = RegionPromptEncoder(config, WIDTH, GRID, nnx.Rngs(0), text_width=7)
+    masks = masks_of((6, 30, 12, 24), (0, 12, 0, 6))
+    tokens = np.asarray(module(jnp.asarray(features), jnp.asarray(masks)))
+    assert config.projects and not RASTER.projects
+    assert tokens.shape == (2, 3, 1 + mask_token, 7) == (2, 3, config.tokens, 7)
+    cells = masks[:, :, 3::6, 3::6].reshape(2, 3, -1)
+    for p in range(2):
+        weights = cells[0, p] / cells[0, p].sum()
+        linear = module.feature
+        want = weights @ features[0, p] @ linear.kernel[...] + linear.bias[...]
+        np.testing.assert_allclose(tokens[0, p, 0], want, atol=1e-6)
+        if mask_token:
+            want = weights @ module.mask_token.kernel[...] + module.mask_token.bias[...]
+            np.testing.assert_allclose(tokens[0, p, 1], want, atol=1e-6)
+    assert np.isfinite(tokens).all()
+
+
+@pytest.mark.parametrize("pooling", ["conv", "legacy"])
+def test_variants_keep_the_dtype_and_are_finite_on_empty_masks(
+    pooling: str, features: np.ndarray
+) -> None:
+    config = RegionPromptConfig(num_patches=1, pooling=pooling)
+    module = RegionPromptEncoder(config, WIDTH, GRID, nnx.Rngs(0), text_width=7)
+    tokens, grad = jax.value_and_grad(
+        lambda f: module(f, jnp.asarray(masks_of())).astype(jnp.float32).sum()
+    )(jnp.asarray(features, jnp.bfloat16))
+    assert grad.dtype == jnp.bfloat16 and np.isfinite(tokens) and np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RegionPromptConfig(num_patches=8, pooling="conv"), "square of a divisor of the grid's"),
+        (RegionPromptConfig(num_patches=16, pooling="conv"), "divisor of the grid's side 6"),
+        (RegionPromptConfig(num_patches=9, pooling="legacy"), "num_patches=9 must be 1"),
+        (RegionPromptConfig(num_patches=1, pooling="legacy"), "needs the width of the language"),
+    ],
+)
+def test_impossible_variants_are_refused(config: RegionPromptConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoder(config)

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from refvlm_jax.config.model import BoxUnitConfig
-from refvlm_jax.models.units.detr import DetrDecoder
+from refvlm_jax.models.units.detr import DetrDecoder, project_queries
 from refvlm_jax.models.units.features import Map, resize_concat
-from refvlm_jax.models.units.position import sine_position
+from refvlm_jax.models.units.memory import image_memory
+from refvlm_jax.models.units.queries import query_codes, visible_queries
 from refvlm_jax.nn.linear import MLP, Linear
 from refvlm_jax.nn.param import param
 
@@ -40,28 +41,42 @@ class BoxUnit(nnx.Module):
         valid: Bool[Array, "B Q"],
         maps: Sequence[Map],
         dropout_key: Array | None = None,
+        *,
+        dialog: Int[Array, "B Q"] | None = None,
     ) -> Float[Array, "B Q 4"]:
-        """(cx, cy, w, h) as fractions of the padded square, in fp32.
+        """(cx, cy, w, h) as fractions of the padded square, in fp32."""
+        return self.boxes(self.states(queries, valid, maps, dropout_key, dialog=dialog))
 
-        Empty slots hold zero queries, which the projection turns into its bias; released weights
-        were trained with them taking part in the self-attention, so that stays the default.
+    def states(
+        self,
+        queries: Float[Array, "B Q D"],
+        valid: Bool[Array, "B Q"],
+        maps: Sequence[Map],
+        dropout_key: Array | None = None,
+        *,
+        dialog: Int[Array, "B Q"] | None = None,
+    ) -> Float[Array, "B Q d"]:
+        """Decoded queries after the final norm, before the head.
+
+        Empty slots hold zero queries, which the projection turns into its bias (see
+        `BoxUnitConfig.empty_queries`); released weights were trained with them taking part in the
+        self-attention, so that stays the default.
         """
-        joined = resize_concat(maps, self.config.features)
-        memory = self.memory(joined.reshape(joined.shape[0], -1, joined.shape[-1]))
-        position = jnp.asarray(
-            sine_position(
-                joined.shape[1], joined.shape[2], self.config.width, self.config.position_cycles
-            ),
-            memory.dtype,
+        memory, position = image_memory(
+            resize_concat(maps, self.config.features),
+            self.memory,
+            position_cycles=self.config.position_cycles,
+            value_positions=self.config.value_positions,
         )
-        if self.config.value_positions:
-            memory = memory + position
-        x = self.decoder(
-            self.query(queries),
-            self.query_position[...],
+        return self.decoder(
+            project_queries(self.query, queries, valid, self.config.empty_queries),
+            query_codes(self.query_position[...], valid, dialog),
             memory,
             position,
-            valid if self.config.mask_padding_queries else None,
+            visible_queries(valid, dialog, hide_empty=self.config.mask_padding_queries),
             dropout_key,
         )
-        return jax.nn.sigmoid(self.head(x.astype(jnp.float32)))
+
+    def boxes(self, states: Float[Array, "B Q d"]) -> Float[Array, "B Q 4"]:
+        """The head: decoded queries to boxes, in fp32."""
+        return jax.nn.sigmoid(self.head(states.astype(jnp.float32)))

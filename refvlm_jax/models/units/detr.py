@@ -24,6 +24,19 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
+def project_queries(
+    projection: Linear, queries: Float[Array, "B Q D"], valid: Bool[Array, "B Q"], empty: str
+) -> Queries:
+    """Queries at the decoder's width.
+
+    Args:
+      empty: what the slots that are not `valid` hold. `bias`: zero queries, projected. `zero`: zeros,
+        as the reference pads what its adapter hands on.
+    """
+    x = projection(queries)
+    return jnp.where(valid[..., None], x, 0) if empty == "zero" else x
+
+
 class CrossAttention(nnx.Module):
     """Multi-head attention with separate position codes for queries and keys."""
 
@@ -57,10 +70,10 @@ class DetrLayer(nnx.Module):
     def __call__(
         self,
         x: Queries,
-        query_pos: Float[Array, "Q d"],
+        query_pos: Float[Array, "*B Q d"],
         memory: Float[Array, "B S d"],
         memory_key: Float[Array, "B S d"],
-        mask: Bool[Array, "B 1 Q Q"] | None,
+        mask: Bool[Array, "B 1 q Q"] | None,
         rate: float,
         key: Array | None,
     ) -> Queries:
@@ -85,23 +98,25 @@ class DetrDecoder(nnx.Module):
         rngs: nnx.Rngs,
         *,
         rate: float = 0.0,
+        remat: str = "none",
     ):
-        self.rate = rate
+        """`remat` is what the backward pass recomputes (`nn.stack.Stack.scan`)."""
+        self.rate, self.remat = rate, remat
         self.layers = Stack(lambda k: DetrLayer(width, heads, mlp_dim, k), layers, rngs)
         self.norm = LayerNorm(width, rngs)
 
     def __call__(
         self,
         x: Queries,
-        query_pos: Float[Array, "Q d"],
+        query_pos: Float[Array, "*B Q d"],
         memory: Float[Array, "B S d"],
         memory_pos: Array,
-        query_mask: Bool[Array, "B Q"] | None = None,
+        seen: Bool[Array, "B q Q"] | None = None,
         dropout_key: Array | None = None,
     ) -> Queries:
-        """Decodes the queries; `query_mask` hides empty ones as keys of the self-attention."""
+        """Decodes the queries; `seen` says which (last axis) each one attends to, None for all."""
         memory_key = memory + jnp.asarray(memory_pos, memory.dtype)
-        mask = None if query_mask is None else query_mask[:, None, None, :]
+        mask = None if seen is None else seen[:, None]
         query_pos = query_pos.astype(x.dtype)
         count = self.layers.layers
         keys = None if dropout_key is None else jax.random.split(dropout_key, count)
@@ -109,5 +124,5 @@ class DetrDecoder(nnx.Module):
         def body(layer: DetrLayer, x: Queries, key: Array | None) -> tuple[Queries, None]:
             return layer(x, query_pos, memory, memory_key, mask, self.rate, key), None
 
-        x, _ = self.layers.scan(body, x, keys)
+        x, _ = self.layers.scan(body, x, keys, remat=self.remat)
         return self.norm(x)

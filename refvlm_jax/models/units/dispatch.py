@@ -67,3 +67,12 @@ def scatter_back(per_slot: Float[Array, "N Q *rest"], table: SlotMap) -> Float[A
     taken = jax.vmap(lambda row, i, q: row[i, q])(stacked, table.image, jnp.maximum(table.slot, 0))
     keep = (table.slot >= 0).reshape(*table.slot.shape, *(1,) * (taken.ndim - 2))
     return jnp.where(keep, taken, 0)
+
+
+def slot_dialogs(dialog: Int[Array, "B R"] | None, table: SlotMap) -> Int[Array, "N Q"] | None:
+    """Dialogue of the reference in each slot, N = B * I; anything in empty slots."""
+    if dialog is None:
+        return None
+    rows, images, queries = table.index.shape
+    taken = jnp.take_along_axis(dialog, table.index.reshape(rows, -1), axis=1)
+    return taken.reshape(rows * images, queries)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from refvlm_jax.models.clip_vit import VisionFeatures
+
 Map = Float[Array, "B y x C"]
 
 
@@ -27,5 +29,28 @@ def nearest(x: Map, height: int, width: int) -> Map:
 
 def resize_concat(maps: Sequence[Map], chosen: Sequence[int]) -> Map:
     """The chosen maps at the size of the first, concatenated along channels."""
-    height, width = maps[chosen[0]].shape[1:3]
-    return jnp.concatenate([bilinear(maps[i], height, width) for i in chosen], axis=-1)
+    picked = multiple_select(maps, chosen)
+    height, width = picked[0].shape[1:3]
+    return jnp.concatenate([bilinear(x, height, width) for x in picked], axis=-1)
+
+
+def multiple_select(maps: Sequence[Map], chosen: Sequence[int]) -> list[Map]:
+    """The chosen maps, each at its own size."""
+    if wrong := [i for i in chosen if not -len(maps) <= i < len(maps)]:
+        raise ValueError(f"features {wrong} do not exist; the model has {len(maps)} feature maps")
+    return [maps[i] for i in chosen]
+
+
+def with_tower(vision: VisionFeatures, tower: Sequence[Map]) -> VisionFeatures:
+    """Features whose maps are the tower's, fine to coarse, and last the selected hidden state.
+
+    The language model's tokens stay the vision transformer's. `tower_dims` gives the channels.
+    """
+    tokens, grid = vision.tokens, vision.grid
+    coarse = tokens.reshape(tokens.shape[0], grid, grid, tokens.shape[-1])
+    return VisionFeatures(tokens, (*tower, coarse))
+
+
+def tower_dims(tower: Sequence[int], vision_width: int) -> tuple[int, ...]:
+    """Channels of the maps of `with_tower`."""
+    return (*tower, vision_width)

@@ -46,7 +46,7 @@ def box_loss_sums(
     """Sums of |p - t| and of 1 - GIoU over valid references, after group matching."""
     pred = pred.astype(jnp.float32)
     if config.group_matching:
-        target = _matched(target, match_groups(_box_cost(pred, target, config), group, valid))
+        target = matched(target, match_boxes(pred, target, group, valid, config))
     # Empty references compare a box with itself: zero loss and no stray gradient.
     safe = jnp.where(valid[..., None], pred, jnp.float32(0.5))
     target = jnp.where(valid[..., None], target, jnp.float32(0.5))
@@ -57,15 +57,27 @@ def box_loss_sums(
     }
 
 
+def match_boxes(
+    pred: Float[Array, "B R 4"],
+    target: Float[Array, "B R 4"],
+    group: Int[Array, "B R"],
+    valid: Bool[Array, "B R"],
+    config: BoxUnitConfig,
+) -> Int[Array, "B R"]:
+    """Index of the target each prediction is compared with: the cheapest pairing of its group."""
+    return match_groups(_box_cost(pred, target, config), group, valid)
+
+
+def matched(target: Float[Array, "B R *rest"], index: Int[Array, "B R"]) -> Array:
+    """Targets in the order of the predictions that `match_groups` gave them."""
+    extra = (1,) * (target.ndim - 2)
+    return jnp.take_along_axis(target, index.reshape(*index.shape, *extra), axis=1)
+
+
 def _box_cost(pred: Array, target: Array, config: BoxUnitConfig) -> Float[Array, "B R R"]:
     distance = jnp.abs(pred[:, :, None] - target[:, None, :]).sum(-1)
     _, giou = iou_and_giou(pred[:, :, None], target[:, None, :])
     return config.bbox_weight * distance - config.giou_weight * giou
-
-
-def _matched(target: Array, index: Int[Array, "B R"]) -> Array:
-    extra = (1,) * (target.ndim - 2)
-    return jnp.take_along_axis(target, index.reshape(*index.shape, *extra), axis=1)
 
 
 def mask_loss_sums(
@@ -85,11 +97,11 @@ def mask_loss_sums(
     logits = jnp.where(valid[..., None, None], logits.astype(jnp.float32), 0.0)
     truth = targets.astype(jnp.float32)
     if config.group_matching:
-        truth = _matched(truth, match_groups(_mask_cost(logits, truth, config), group, valid))
+        truth = matched(truth, match_groups(_mask_cost(logits, truth, config), group, valid))
     side = truth.shape[-1]
     wide = jax.image.resize(logits, truth.shape, "bilinear", antialias=False)
     real, keep = pixels.astype(jnp.float32), valid.astype(jnp.float32)
-    focal = (real * _focal(wide, truth)).sum((-2, -1)) / jnp.maximum(real.sum((-2, -1)), 1.0)
+    focal = (real * sigmoid_focal(wide, truth)).sum((-2, -1)) / jnp.maximum(real.sum((-2, -1)), 1.0)
     inside, truth_inside = real * jax.nn.sigmoid(wide), real * truth
     overlap = 2 * (inside * truth_inside).sum((-2, -1)) + 1
     dice = 1 - overlap / (inside.sum((-2, -1)) + truth_inside.sum((-2, -1)) + 1)
@@ -97,8 +109,8 @@ def mask_loss_sums(
     return {"mask_focal": (keep * focal).sum(), "mask_dice": (keep * dice).sum()}
 
 
-def _focal(x: Array, t: Array) -> Array:
-    """Sigmoid focal loss per pixel (arXiv 1708.02002)."""
+def sigmoid_focal(x: Array, t: Array) -> Array:
+    """Sigmoid focal loss per logit (arXiv 1708.02002)."""
     p = jax.nn.sigmoid(x)
     positive = _ALPHA * (1 - p) ** _GAMMA * jax.nn.softplus(-x)
     negative = (1 - _ALPHA) * p**_GAMMA * jax.nn.softplus(x)

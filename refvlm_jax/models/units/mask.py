@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from refvlm_jax.config.model import MaskUnitConfig
-from refvlm_jax.models.units.detr import DetrDecoder
-from refvlm_jax.models.units.features import Map
+from refvlm_jax.models.units.detr import DetrDecoder, project_queries
+from refvlm_jax.models.units.features import Map, multiple_select
 from refvlm_jax.models.units.fpn import PixelDecoder
-from refvlm_jax.models.units.position import sine_position
+from refvlm_jax.models.units.memory import image_memory
+from refvlm_jax.models.units.queries import query_codes, visible_queries
 from refvlm_jax.nn.linear import MLP, Linear
 from refvlm_jax.nn.param import param
 
@@ -41,28 +42,24 @@ class MaskUnit(nnx.Module):
         valid: Bool[Array, "B Q"],
         maps: Sequence[Map],
         dropout_key: Array | None = None,
+        *,
+        dialog: Int[Array, "B Q"] | None = None,
     ) -> Float[Array, "B Q y x"]:
         """Mask logits at the resolution of the finest chosen map, in fp32."""
-        chosen = [maps[i] for i in self.config.features]
+        chosen = multiple_select(maps, self.config.features)
         pixels = self.pixel_decoder(chosen)
-        coarse = chosen[-1]
-        memory = coarse.reshape(coarse.shape[0], -1, coarse.shape[-1])
-        if self.memory is not None:
-            memory = self.memory(memory)
-        position = jnp.asarray(
-            sine_position(
-                coarse.shape[1], coarse.shape[2], self.config.width, self.config.position_cycles
-            ),
-            memory.dtype,
+        memory, position = image_memory(
+            chosen[-1],
+            self.memory,
+            position_cycles=self.config.position_cycles,
+            value_positions=self.config.value_positions,
         )
-        if self.config.value_positions:
-            memory = memory + position
         x = self.decoder(
-            self.query(queries),
-            self.query_position[...],
+            project_queries(self.query, queries, valid, self.config.empty_queries),
+            query_codes(self.query_position[...], valid, dialog),
             memory,
             position,
-            valid if self.config.mask_padding_queries else None,
+            visible_queries(valid, dialog, hide_empty=self.config.mask_padding_queries),
             dropout_key,
         )
         embedding = self.head(x.astype(jnp.float32))
