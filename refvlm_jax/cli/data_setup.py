@@ -17,7 +17,18 @@ from refvlm_jax.trp.format import AnswerStyle
 
 
 def encode_options(config: RunConfig, **changes: object) -> EncodeOptions:
-    """How dialogues become rows under this configuration."""
+    """How dialogues become rows under this configuration.
+
+    Raises:
+      ValueError: dialogues side by side with a unit decoder that would mix them.
+    """
+    for name in ("box", "mask"):
+        unit = getattr(config.model, name)
+        if config.data.shared_picture and unit and not unit.mask_padding_queries:
+            raise ValueError(
+                f"data.shared_picture needs model.{name}.mask_padding_queries=True: empty query "
+                "slots that take part would carry one dialogue to another"
+            )
     options = EncodeOptions(
         spec=batch_spec(config),
         register=config.data.register,
