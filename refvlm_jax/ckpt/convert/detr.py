@@ -1,12 +1,13 @@
 """What the parts with a DETR decoder share: its name table and its configuration fields."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from refvlm_jax.ckpt.convert.names import Rows, linear, norm, prefixed, stack
-from refvlm_jax.ckpt.convert.part import Fields
+from refvlm_jax.ckpt.convert.part import Fields, TorchConfig
 from refvlm_jax.ckpt.convert.tensors import ConvertError
-from refvlm_jax.config.model import BoxUnitConfig, MaskUnitConfig, RefVLMConfig
+from refvlm_jax.ckpt.convert.whole import WholeConfig
+from refvlm_jax.config.model import BoxUnitConfig, KeypointUnitConfig, MaskUnitConfig
 
 
 def detr_rows(name: str, key: str, layers: int) -> Rows:
@@ -36,29 +37,35 @@ def detr_fields(f: Fields, *, default_features: Sequence[int], dropout: float) -
         "heads": f.get("decoder_attention_heads", 8),
         "mlp_dim": f.get("decoder_ffn_dim", 2048),
         "dropout": float(f.get("dropout", dropout, (int, float))),
-        "group_matching": f.get("use_group_matcher", True, bool),
     }
 
 
+def empty_queries(root: TorchConfig) -> Literal["bias", "zero"]:
+    """What the reference's empty query slots hold: with the adapter, it pads after the projection."""
+    return "zero" if root.get("vd_adapter") else "bias"
+
+
 def write_detr(
-    c: BoxUnitConfig | MaskUnitConfig, config: RefVLMConfig, name: str
+    c: BoxUnitConfig | MaskUnitConfig | KeypointUnitConfig,
+    config: WholeConfig,
+    name: str,
+    *,
+    query_dim: int | None = None,
 ) -> dict[str, Any]:
-    """The same fields under their PyTorch names.
+    """The same fields under their PyTorch names; `query_dim` is the language model's width if None.
 
     Raises:
       ConvertError: the decoder has an option that PyTorch's lacks.
     """
-    from refvlm_jax.models.clip_vit import feature_dims
-
     if c.mask_padding_queries or c.value_positions or c.position_cycles != 1.0:
         raise ConvertError(
             f"{name}.mask_padding_queries, value_positions and position_cycles have no PyTorch "
             "counterpart; only decoders that leave them at their defaults can be exported"
         )
-    dims = feature_dims(config.vision)
+    dims = config.unit_dims
     return {
         "num_queries": c.num_queries,
-        "quries_input_dim": config.llama.width,
+        "quries_input_dim": query_dim or config.llama.width,
         "encoder_input_index": list(c.features),
         "encoder_input_dim": [dims[i] for i in c.features],
         "d_model": c.width,
@@ -67,7 +74,6 @@ def write_detr(
         "decoder_ffn_dim": c.mlp_dim,
         "activation_function": "relu",
         "dropout": c.dropout,
-        "use_group_matcher": c.group_matching,
     }
 
 

@@ -12,8 +12,7 @@ from refvlm_jax.ckpt.convert.names import Row, Rows
 from refvlm_jax.ckpt.convert.part import Part, check_owned, owner
 from refvlm_jax.ckpt.convert.reader import Source, open_sources
 from refvlm_jax.ckpt.convert.tensors import DTYPE_NAMES, ConvertError, Shape, Tensors
-from refvlm_jax.config.model import RefVLMConfig
-from refvlm_jax.config.resolve import to_dict
+from refvlm_jax.ckpt.convert.whole import WholeConfig, write_config
 
 EXTRA = "extra"
 """Checkpoint item of tensors that the model does not use; their names are `extra.<PyTorch key>`."""
@@ -25,7 +24,7 @@ class Plan:
 
     tensors: Tensors
     torch_config: dict[str, Any]
-    config: RefVLMConfig
+    config: WholeConfig
     parts: tuple[Part, ...]
     rows: Rows
     extra: tuple[str, ...]
@@ -86,7 +85,7 @@ def import_weights(sources: Sequence[Path], out: Path, *, config: Path | None = 
         for ref in [found.tensors[key]]
     }
     meta = {
-        "config": {"name": "imported", "model": to_dict(found.config)},
+        "config": {"name": "imported", "model": write_config(found.config)},
         "parts": [part.name for part in found.parts],
         "torch_config": found.torch_config,
         "torch_dtypes": _odd_dtypes(found.rows, found.tensors),
@@ -122,24 +121,24 @@ def _available(rows: Rows, tensors: Tensors, part: Part) -> Rows:
 
 
 def _check_shapes(plan: Plan) -> None:
-    """Compares names and shapes with the model the configuration describes."""
-    from refvlm_jax.models.refvlm import RefVLM
+    """Compares names and shapes with the modules that the configuration describes."""
     from refvlm_jax.train.model_def import define
 
     names = {part.name for part in plan.parts}
-    try:
-        model = define(lambda rngs: RefVLM(plan.config, rngs)).shapes
-    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
-        if names >= {"vision", "llama"}:
-            raise ConvertError(f"the configuration describes no possible model: {error}") from error
-        return
     found = plan.shapes
     keys = {row.name: row.keys[0] for row in plan.rows}
     for part in plan.parts:
         if not names.issuperset(part.needs):
             continue  # its neighbours, which decide its shapes, are not in this source
-        wanted = {n: s for n, s in model.items() if n.startswith(f"{part.name}.")}
-        for name in sorted(wanted.keys() | {n for n in found if n.startswith(f"{part.name}.")}):
+        try:
+            model = define(lambda rngs, part=part: part.module(plan.config, rngs))
+        except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+            raise ConvertError(
+                f"the {part.field} configuration describes no possible module: {error}"
+            ) from error
+        own = f"{part.name}."
+        wanted = {own + n: s for n, s in model.shapes.items()}
+        for name in sorted(wanted.keys() | {n for n in found if n.startswith(own)}):
             if found.get(name) != wanted.get(name):
                 raise ConvertError(
                     f"{keys.get(name, 'the tensor')} makes {name} of shape {found.get(name)}, but the "

@@ -1,13 +1,14 @@
-"""From the PyTorch configuration of every part to one `RefVLMConfig`, and back."""
+"""From the PyTorch configuration of every part to one `WholeConfig`, and back."""
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from refvlm_jax.ckpt.convert.names import Rows, prefixed
 from refvlm_jax.ckpt.convert.part import Part, TorchConfig, at, owner, parts, put
-from refvlm_jax.ckpt.convert.tensors import Shape
-from refvlm_jax.config.model import RefVLMConfig
+from refvlm_jax.ckpt.convert.tensors import ConvertError, Shape
+from refvlm_jax.ckpt.convert.whole import WholeConfig
 
 
 def present(keys: Sequence[str]) -> list[Part]:
@@ -21,25 +22,58 @@ def complete(config: TorchConfig, chosen: Sequence[Part], shapes: Mapping[str, S
     found: dict[str, Any] = dict(config)
     for part in chosen:
         if at(found, part.field) is None:
-            own = {
-                k.removeprefix(part.prefix): s for k, s in shapes.items() if owner(k) is part
-            }
+            own = {k.removeprefix(part.prefix): s for k, s in shapes.items() if owner(k) is part}
             put(found, part.field, part.infer(own))
     return found
 
 
-def compose(config: TorchConfig, chosen: Sequence[Part]) -> RefVLMConfig:
+def compose(config: TorchConfig, chosen: Sequence[Part]) -> WholeConfig:
     """The model of these parts; optional parts that are not among them are absent."""
     values: dict[str, Any] = {}
-    hints = typing.get_type_hints(RefVLMConfig)
+    hints = typing.get_type_hints(WholeConfig)
     for part in parts():
         if part in chosen:
             values[part.attribute] = part.read(at(config, part.field) or {}, config)
         elif type(None) in typing.get_args(hints[part.attribute]):
-            values[part.attribute] = None
-    return RefVLMConfig(**values)
+            values.setdefault(part.attribute, None)
+    whole = WholeConfig(**values)
+    return replace(whole, map_dims=_map_dims(config, whole))
 
 
-def table(config: RefVLMConfig, part: Part) -> Rows:
+def _map_dims(config: TorchConfig, whole: WholeConfig) -> tuple[int, ...] | None:
+    """Channels of the feature maps as the decoders give them; None where the parts say the same."""
+    natural = whole.unit_dims
+    known: dict[int, int] = {}
+    for where, index, dim in _inputs(config.get("visual_decoder"), "visual_decoder"):
+        if known.setdefault(index, dim) != dim:
+            raise ConvertError(
+                f"{where}: encoder_input_dim gives feature map {index} {dim} channels, another "
+                f"decoder {known[index]}; correct one config.json"
+            )
+    if all(0 <= i < len(natural) and natural[i] == dim for i, dim in known.items()):
+        return None
+    dims = [whole.vision.width] * (max(known) + 1)
+    for index, dim in known.items():
+        dims[index] = dim
+    return tuple(dims)
+
+
+def _inputs(node: Any, where: str) -> Iterator[tuple[str, int, int]]:
+    """(decoder, feature map, channels) of every decoder under a configuration node."""
+    if not isinstance(node, Mapping):
+        return
+    index, dims = node.get("encoder_input_index"), node.get("encoder_input_dim")
+    if isinstance(index, (list, tuple)) and isinstance(dims, (list, tuple)):
+        if len(index) != len(dims):
+            raise ConvertError(
+                f"{where}: encoder_input_index has {len(index)} entries, encoder_input_dim "
+                f"{len(dims)}; correct its config.json"
+            )
+        yield from ((where, i, d) for i, d in zip(index, dims, strict=True))
+    for name, inner in node.items():
+        yield from _inputs(inner, f"{where}.{name}")
+
+
+def table(config: WholeConfig, part: Part) -> Rows:
     """The name table of a part with full names on both sides."""
     return prefixed(part.rows(config), f"{part.name}.", part.prefix)

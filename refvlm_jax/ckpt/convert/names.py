@@ -15,7 +15,6 @@ from refvlm_jax.ckpt.convert.tensors import (
     ConvertError,
     Index,
     Shape,
-    TensorRef,
     Tensors,
     common_dtype,
     contiguous,

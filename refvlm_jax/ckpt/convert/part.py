@@ -14,7 +14,9 @@ from refvlm_jax.ckpt.convert.names import Rows
 from refvlm_jax.ckpt.convert.tensors import ConvertError, Shape
 
 if TYPE_CHECKING:
-    from refvlm_jax.ckpt.convert.verify import Pass
+    from flax import nnx
+
+    from refvlm_jax.ckpt.convert.whole import WholeConfig
 
 TorchConfig = Mapping[str, Any]
 """A module's configuration under its PyTorch field names."""
@@ -37,28 +39,35 @@ class Part:
     architectures: tuple[str, ...]
     """Class names written to config.json."""
     attribute: str
-    """Field of `RefVLMConfig` that it fills."""
+    """Field of `WholeConfig` that it fills."""
     order: int
     """Its place in the forward pass."""
     read: Callable[[TorchConfig, TorchConfig], Any]
     """(its PyTorch configuration, that of the whole model) -> value of `attribute`."""
-    write: Callable[[Any], dict[str, Any]]
-    """Whole `RefVLMConfig` -> its PyTorch configuration; raises ConvertError if PyTorch has none."""
-    rows: Callable[[Any], Rows]
-    """Whole `RefVLMConfig` -> name table, both sides without prefix."""
+    write: Callable[["WholeConfig"], dict[str, Any]]
+    """Its PyTorch configuration; raises ConvertError if PyTorch has none."""
+    rows: Callable[["WholeConfig"], Rows]
+    """The name table, both sides without prefix."""
+    module: Callable[["WholeConfig", "nnx.Rngs"], "nnx.Module"]
+    """Constructs it."""
     infer: Callable[[Mapping[str, Shape]], dict[str, Any]]
     """Shapes by key without prefix -> PyTorch configuration as far as released models share it."""
-    run: Callable[["Pass"], None]
-    """Its share of the forward pass of `refvlm convert verify`."""
     ignored: tuple[str, ...] = ()
     """Patterns of keys, without prefix, that belong to other models or are recomputed."""
     needs: tuple[str, ...] = ()
     """Parts without which its shapes are not defined."""
+    inner: tuple[str, ...] = ()
+    """Prefixes, below its own, of the keys it claims from a part of the same prefix; empty: all."""
 
     @property
     def prefix(self) -> str:
         """Prefix of its keys in a training checkpoint."""
         return f"{self.field}."
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """Full prefixes of the keys that are its own."""
+        return tuple(self.prefix + inner for inner in self.inner) or (self.prefix,)
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,9 @@ class Foreign:
 
 FOREIGN = (
     Foreign("the SAM mask decoder", ("visual_decoder.mask.sam.", "visual_decoder.mask.in_proj_queries.0.")),
-    Foreign("the visual tower (ConvNeXt)", ("visual_tower.",)),
-    Foreign("the keypoint decoder", ("visual_decoder.pose.",)),
-    Foreign("the two-way adapter", ("vd_adapter.",)),
     Foreign("the depth decoder", ("visual_decoder.depth.",)),
 )  # fmt: skip
-"""Most specific prefix first: released SAM runs keep theirs under that of the mask decoder."""
+"""Released SAM runs keep theirs under the prefix of the mask decoder."""
 
 
 @cache
@@ -92,12 +98,14 @@ def parts() -> tuple[Part, ...]:
 
 def owner(key: str) -> Part | None:
     """The registered part a PyTorch key belongs to: the longest matching prefix."""
-    found = [part for part in parts() if key.startswith(part.prefix)]
-    best = max(found, key=lambda part: len(part.prefix), default=None)
+    best, length = None, 0
+    for part in parts():
+        for claim in part.claims:
+            if key.startswith(claim) and len(claim) > length:
+                best, length = part, len(claim)
     for foreign in FOREIGN:
-        for prefix in foreign.prefixes:
-            if key.startswith(prefix) and (best is None or len(prefix) > len(best.prefix)):
-                return None
+        if any(key.startswith(p) and len(p) > length for p in foreign.prefixes):
+            return None
     return best
 
 
@@ -134,7 +142,9 @@ class Fields:
         """The value of a field, checked for its type."""
         value = self._config.get(name, default)
         if value is _REQUIRED:
-            raise ConvertError(f"{self._where} configuration lacks {name}; add it to its config.json")
+            raise ConvertError(
+                f"{self._where} configuration lacks {name}; add it to its config.json"
+            )
         if value is not None and (
             not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
         ):

@@ -206,7 +206,9 @@ def _indexed(path: Path, index: dict[str, Any], name: str) -> dict[str, TensorRe
                 raise ConvertError(f"{path / file} is missing but named by {name}; download it")
             files[file] = _file(path / file)
         if key not in files[file]:
-            raise ConvertError(f"{path / file} lacks {key}, which {name} promises; download it again")
+            raise ConvertError(
+                f"{path / file} lacks {key}, which {name} promises; download it again"
+            )
         tensors[key] = files[file][key]
     return tensors
 

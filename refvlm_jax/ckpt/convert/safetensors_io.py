@@ -182,4 +182,3 @@ def _bytes(path: Path, start: int, count: int, dtype: np.dtype) -> np.ndarray:
 def _damaged(path: Path, why: object) -> str:
     text = " ".join(str(why).split())
     return f"{path} is no valid safetensors file ({text}); download or export it again"
-

@@ -4,16 +4,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
 from refvlm_jax.ckpt.convert.names import Expand, Rows, conv, linear, norm, row, stack
 from refvlm_jax.ckpt.convert.part import Fields, Part, TorchConfig, count
-from refvlm_jax.ckpt.convert.passes import vision_pass
 from refvlm_jax.ckpt.convert.tensors import ConvertError, Shape
-from refvlm_jax.config.model import RefVLMConfig, VisionConfig
+from refvlm_jax.ckpt.convert.whole import WholeConfig
+from refvlm_jax.config.model import VisionConfig
 
 _AT = "vision_model"
 
 
-def rows(config: RefVLMConfig) -> Rows:
+def rows(config: WholeConfig) -> Rows:
     """The name table; the released name `pre_layrnorm` is spelled like this."""
     return [
         row("class_token", f"{_AT}.embeddings.class_embedding", Expand()),
@@ -48,7 +50,7 @@ def read(config: TorchConfig, root: TorchConfig) -> VisionConfig:
     )
 
 
-def write(config: RefVLMConfig) -> dict[str, Any]:
+def write(config: WholeConfig) -> dict[str, Any]:
     """config.json."""
     c = config.vision
     if c.stem != "patch" or not c.class_token or c.position != "learned":
@@ -83,6 +85,13 @@ def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
+def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """Constructs the tower."""
+    from refvlm_jax.models.clip_vit import ClipViT
+
+    return ClipViT(config.vision, rngs)
+
+
 PART = Part(
     name="vision",
     field="visual_encoder",
@@ -95,7 +104,7 @@ PART = Part(
     write=write,
     rows=rows,
     infer=infer,
-    run=vision_pass,
+    module=module,
     ignored=(
         "text_model.*",
         "*.position_ids",

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
 from refvlm_jax.ckpt.convert.names import (
     MATRIX,
     Chain,
@@ -16,9 +18,9 @@ from refvlm_jax.ckpt.convert.names import (
     stack,
 )
 from refvlm_jax.ckpt.convert.part import Fields, Part, TorchConfig, count
-from refvlm_jax.ckpt.convert.passes import language_pass
 from refvlm_jax.ckpt.convert.tensors import ConvertError, Shape
-from refvlm_jax.config.model import LlamaConfig, LoraConfig, RefVLMConfig
+from refvlm_jax.ckpt.convert.whole import WholeConfig
+from refvlm_jax.config.model import LlamaConfig, LoraConfig
 
 _PLACES = {
     **{name: ("attn", f"self_attn.{name}_proj") for name in ("q", "k", "v", "o")},
@@ -27,7 +29,7 @@ _PLACES = {
 """Projection -> our group and its PyTorch name; also the names of LoRA targets."""
 
 
-def rows(config: RefVLMConfig) -> Rows:
+def rows(config: WholeConfig) -> Rows:
     """The name table."""
     c = config.llama
     head = [] if c.tie_embeddings else [row("lm_head", "lm_head.weight", MATRIX)]
@@ -134,7 +136,7 @@ def write_lora(config: LoraConfig) -> dict[str, Any]:
     }
 
 
-def write(config: RefVLMConfig) -> dict[str, Any]:
+def write(config: WholeConfig) -> dict[str, Any]:
     """config.json of LlamaForCausalLM, or of MistralForCausalLM where attention has a window."""
     c = config.llama
     kind, cls = ("llama", "LlamaForCausalLM")
@@ -183,6 +185,13 @@ def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
+def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """Constructs the language model."""
+    from refvlm_jax.models.llama import Llama
+
+    return Llama(config.llama, rngs)
+
+
 PART = Part(
     name="llama",
     field="llm",
@@ -195,6 +204,6 @@ PART = Part(
     write=write,
     rows=rows,
     infer=infer,
-    run=language_pass,
+    module=module,
     ignored=("*rotary_emb.inv_freq",),
 )

@@ -3,15 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
+from refvlm_jax.ckpt.convert.detr import (
+    detr_fields,
+    detr_rows,
+    empty_queries,
+    feature_index,
+    write_detr,
+)
 from refvlm_jax.ckpt.convert.names import CONV1X1, Rows, conv, linear, norm, row
 from refvlm_jax.ckpt.convert.part import Fields, Part, TorchConfig, count
-from refvlm_jax.ckpt.convert.detr import detr_fields, detr_rows, feature_index, write_detr
-from refvlm_jax.ckpt.convert.passes import mask_pass
 from refvlm_jax.ckpt.convert.tensors import ConvertError, Shape
-from refvlm_jax.config.model import MaskUnitConfig, RefVLMConfig
+from refvlm_jax.ckpt.convert.whole import WholeConfig
+from refvlm_jax.config.model import MaskUnitConfig
 
 
-def rows(config: RefVLMConfig) -> Rows:
+def rows(config: WholeConfig) -> Rows:
     """The name table."""
     c = config.mask
     assert c is not None
@@ -53,11 +61,13 @@ def read(config: TorchConfig, root: TorchConfig) -> MaskUnitConfig:
         num_queries=f.get("num_queries", 30),
         focal_weight=float(f.get("mask_loss_coefficient", 20, (int, float))),
         dice_weight=float(f.get("dice_loss_coefficient", 1, (int, float))),
+        group_matching=f.get("use_group_matcher", True, bool),
+        empty_queries=empty_queries(root),
         **fields,
     )
 
 
-def write(config: RefVLMConfig) -> dict[str, Any]:
+def write(config: WholeConfig) -> dict[str, Any]:
     """config.json."""
     c = config.mask
     assert c is not None
@@ -68,6 +78,7 @@ def write(config: RefVLMConfig) -> dict[str, Any]:
     return {
         **write_detr(c, config, "mask"),
         "encoder_input_transform": "multiple_select",
+        "use_group_matcher": c.group_matching,
         "fpn_feature_size": c.width,
         "mask_feature_size": c.width,
         "mask_loss_coefficient": c.focal_weight,
@@ -94,6 +105,14 @@ def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
+def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """Constructs the decoder."""
+    from refvlm_jax.models.units.mask import MaskUnit
+
+    assert config.mask is not None
+    return MaskUnit(config.mask, config.unit_dims, config.llama.width, rngs)
+
+
 PART = Part(
     name="mask",
     field="visual_decoder.mask",
@@ -106,6 +125,6 @@ PART = Part(
     write=write,
     rows=rows,
     infer=infer,
-    run=mask_pass,
+    module=module,
     needs=("vision", "llama"),
 )

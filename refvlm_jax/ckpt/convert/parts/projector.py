@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
 from refvlm_jax.ckpt.convert.names import Rows, linear
 from refvlm_jax.ckpt.convert.part import Fields, Part, TorchConfig, count
-from refvlm_jax.ckpt.convert.passes import projector_pass
 from refvlm_jax.ckpt.convert.tensors import Shape
-from refvlm_jax.config.model import RefVLMConfig
+from refvlm_jax.ckpt.convert.whole import WholeConfig
 
 
-def rows(config: RefVLMConfig) -> Rows:
+def rows(config: WholeConfig) -> Rows:
     """The name table: activations take the odd places of PyTorch's list."""
     depth = config.projector_depth
     return [r for i in range(depth) for r in linear(f"layers.{i}", f"model.{2 * i}")]
@@ -24,7 +25,7 @@ def read(config: TorchConfig, root: TorchConfig) -> int:
     return f.get("depth", 2)
 
 
-def write(config: RefVLMConfig) -> dict[str, Any]:
+def write(config: WholeConfig) -> dict[str, Any]:
     """config.json."""
     return {
         "visual_hidden_size": config.vision.width,
@@ -45,6 +46,13 @@ def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
+def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """Constructs the projector."""
+    from refvlm_jax.models.projector import Projector
+
+    return Projector(config.vision.width, config.llama.width, config.projector_depth, rngs)
+
+
 PART = Part(
     name="projector",
     field="projector",
@@ -57,6 +65,6 @@ PART = Part(
     write=write,
     rows=rows,
     infer=infer,
-    run=projector_pass,
+    module=module,
     needs=("vision", "llama"),
 )

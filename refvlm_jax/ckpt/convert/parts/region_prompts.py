@@ -1,52 +1,71 @@
-"""The region-prompt encoder (`vpt_encoder`, pooling strategy)."""
+"""The region-prompt encoder (`vpt_encoder`)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from refvlm_jax.ckpt.convert.names import Rows, linear, row
+from flax import nnx
+
+from refvlm_jax.ckpt.convert.names import Rows, conv, linear, row
 from refvlm_jax.ckpt.convert.part import Fields, Part, TorchConfig
-from refvlm_jax.ckpt.convert.passes import prompt_pass
 from refvlm_jax.ckpt.convert.tensors import ConvertError, Shape
-from refvlm_jax.config.model import RefVLMConfig, RegionPromptConfig
+from refvlm_jax.ckpt.convert.whole import WholeConfig
+from refvlm_jax.config.model import RegionPromptConfig
 
 
-def rows(config: RefVLMConfig) -> Rows:
+def rows(config: WholeConfig) -> Rows:
     """The name table."""
     prompts = config.region_prompts
-    token = prompts is not None and prompts.mask_token
+    assert prompts is not None
+    token = linear("mask_token", "model.mask_embedding") if prompts.mask_token else []
+    if prompts.pooling == "legacy":
+        return [*linear("feature", "model.vpt_feats_proj"), *token]
     found = [row("position", "model.position_embedding.weight")]
-    return [*found, *(linear("mask_token", "model.mask_embedding") if token else [])]
+    if prompts.pooling == "conv":
+        found += conv("patch", "model.patch_embedding", bias=False)
+    return [*found, *token]
+
+
+_POOLING = {"pooling": "raster", "embedding": "conv"}
+"""Strategy of the reference -> our pooling."""
 
 
 def read(config: TorchConfig, root: TorchConfig) -> RegionPromptConfig:
     """From config.json."""
     f = Fields("vpt_encoder", config)
-    f.only("strategy", "pooling")
+    if f.only("legacy", False, True):
+        return RegionPromptConfig(num_patches=1, pooling="legacy", mask_token=True)
     f.only("use_projector", False)
-    f.only("legacy", False)
     return RegionPromptConfig(
         num_patches=f.get("num_patches", 9),
+        pooling=_POOLING[f.only("strategy", *_POOLING)],
         mask_token=f.get("use_mask_token", False, bool),
     )
 
 
-def write(config: RefVLMConfig) -> dict[str, Any]:
+def write(config: WholeConfig) -> dict[str, Any]:
     """config.json."""
     prompts = config.region_prompts
     assert prompts is not None
-    if prompts.pooling != "raster":
+    names = {"legacy": "pooling"} | {ours: theirs for theirs, ours in _POOLING.items()}
+    if prompts.pooling not in names:
         raise ConvertError(
-            f"region_prompts.pooling = {prompts.pooling!r} has no PyTorch counterpart; only "
-            "'raster' pooling can be exported"
+            f"region_prompts.pooling = {prompts.pooling!r} has no PyTorch counterpart; expected "
+            f"{', '.join(names)}"
         )
+    legacy = prompts.pooling == "legacy"
     return {
-        "strategy": "pooling",
+        "strategy": names[prompts.pooling],
         "num_patches": prompts.num_patches,
+        "patch_size": config.vision.grid // max(1, math.isqrt(prompts.num_patches)),
         "use_mask_token": prompts.mask_token,
-        "use_projector": False,
-        "legacy": False,
+        "use_projector": legacy,
+        "legacy": legacy,
         "visual_hidden_size": config.vision.width,
         "llm_hidden_size": config.llama.width,
+        "hidden_act": "gelu",
+        "depth": 2,
+        "bias": True,
     }
 
 
@@ -63,6 +82,20 @@ def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
+def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """Constructs the encoder."""
+    from refvlm_jax.models.region_prompts import RegionPromptEncoder
+
+    assert config.region_prompts is not None
+    return RegionPromptEncoder(
+        config.region_prompts,
+        config.vision.width,
+        config.vision.grid,
+        rngs,
+        text_width=config.llama.width,
+    )
+
+
 PART = Part(
     name="region_prompts",
     field="vpt_encoder",
@@ -75,6 +108,6 @@ PART = Part(
     write=write,
     rows=rows,
     infer=infer,
-    run=prompt_pass,
+    module=module,
     needs=("vision",),
 )

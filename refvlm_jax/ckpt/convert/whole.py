@@ -1,0 +1,51 @@
+"""The configuration of every part a PyTorch model can have, also of parts that stand beside `RefVLM`."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refvlm_jax.config.model import (
+    AdapterConfig,
+    ConvNextConfig,
+    KeypointUnitConfig,
+    RefVLMConfig,
+)
+from refvlm_jax.config.resolve import build, to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeConfig(RefVLMConfig):
+    """A model as the converter sees it: a part that is None is not in the weights."""
+
+    tower: ConvNextConfig | None = None
+    adapter: AdapterConfig | None = None
+    keypoint: KeypointUnitConfig | None = None
+    map_dims: tuple[int, ...] | None = None
+    """Channels of the feature maps the units choose from, where a tower that is not among these
+    weights makes them; None: they follow from the parts."""
+
+    @property
+    def unit_dims(self) -> tuple[int, ...]:
+        """Channels of the feature maps the units choose from."""
+        from refvlm_jax.models.clip_vit import feature_dims
+        from refvlm_jax.models.units.features import tower_dims
+
+        if self.map_dims is not None:
+            return self.map_dims
+        if self.tower is not None:
+            dims = tower_dims(self.tower.dims, self.vision.width)
+        else:
+            dims = feature_dims(self.vision)
+        return dims if self.adapter is None else (*dims[:-1], self.llama.width)
+
+
+def write_config(config: WholeConfig) -> dict[str, Any]:
+    """JSON-ready tree: what `RefVLM` knows, and of the other fields those that are set."""
+    own = {field.name for field in dataclasses.fields(RefVLMConfig)}
+    return {k: v for k, v in to_dict(config).items() if k in own or v is not None}
+
+
+def read_config_tree(tree: Mapping[str, Any]) -> WholeConfig:
+    """The opposite of `write_config`; also reads the `model` section of any run's configuration."""
+    return build(WholeConfig, tree, "model.")
