@@ -2,7 +2,8 @@
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from refvlm_jax.ckpt.convert.names import Row, Rows
 from refvlm_jax.ckpt.convert.part import Part, check_owned, owner
 from refvlm_jax.ckpt.convert.reader import Source, open_sources
 from refvlm_jax.ckpt.convert.tensors import DTYPE_NAMES, ConvertError, Shape, Tensors
-from refvlm_jax.ckpt.convert.whole import WholeConfig, write_config
+from refvlm_jax.ckpt.convert.whole import WholeConfig, write_config, write_notes
 
 EXTRA = "extra"
 """Checkpoint item of tensors that the model does not use; their names are `extra.<PyTorch key>`."""
@@ -38,7 +39,7 @@ class Plan:
         return {row.name: row.shape(self.tensors) for row in self.rows}
 
 
-def plan_import(source: Source) -> Plan:
+def plan_import(source: Source, pad_vocab: int = 1) -> Plan:
     """Decides, from headers alone, where every tensor goes.
 
     Raises:
@@ -60,7 +61,7 @@ def plan_import(source: Source) -> Plan:
             f"the configuration cannot be told from the weights ({error} is missing or odd); "
             "add the source that holds it, or give the configuration with --config"
         ) from error
-    config = compose(torch_config, chosen)
+    config = _padded(compose(torch_config, chosen), pad_vocab)
     rows: Rows = []
     for part in chosen:
         rows += _available(table(config, part), tensors, part)
@@ -73,11 +74,25 @@ def plan_import(source: Source) -> Plan:
     return found
 
 
-def import_weights(sources: Sequence[Path], out: Path, *, config: Path | None = None) -> Plan:
-    """Converts and writes; `out` appears only when everything succeeded."""
+def import_weights(
+    sources: Sequence[Path], out: Path, *, config: Path | None = None, pad_vocab: int = 1
+) -> Plan:
+    """Converts and writes; `out` appears only when everything succeeded.
+
+    Args:
+      config: a configuration tree that wins over those of the sources.
+      pad_vocab: zero rows are added to the vocabulary until its size is a multiple of this.
+
+    Raises:
+      ConvertError: `out` exists, or the sources are damaged, incomplete or contradictory.
+    """
+    with fresh(out) as folder:
+        return _write(plan_import(open_sources(sources, config), pad_vocab), sources, folder)
+
+
+def _write(found: Plan, sources: Sequence[Path], folder: Path) -> Plan:
     from refvlm_jax.ckpt.convert.orbax_io import Lazy, write_checkpoint
 
-    found = plan_import(open_sources(sources, config))
     params = {row.name: _lazy(row, found.tensors) for row in found.rows}
     extra = {
         f"{EXTRA}.{key}": Lazy(ref.shape, ref.dtype, ref.read)
@@ -87,15 +102,23 @@ def import_weights(sources: Sequence[Path], out: Path, *, config: Path | None = 
     meta = {
         "config": {"name": "imported", "model": write_config(found.config)},
         "parts": [part.name for part in found.parts],
+        "converter": write_notes(found.config),
         "torch_config": found.torch_config,
         "torch_dtypes": _odd_dtypes(found.rows, found.tensors),
         "sources": [path.name for path in sources],
         "train_seconds": 0.0,
     }
-    with fresh(out) as folder:
-        folder.mkdir()
-        write_checkpoint(folder, {"params": params, EXTRA: extra}, meta)
+    folder.mkdir()
+    write_checkpoint(folder, {"params": params, EXTRA: extra}, meta)
     return found
+
+
+def _padded(config: WholeConfig, multiple: int) -> WholeConfig:
+    extra = -config.llama.vocab_size % multiple
+    if not extra:
+        return config
+    llama = replace(config.llama, vocab_size=config.llama.vocab_size + extra)
+    return replace(config, llama=llama, vocab_padding=extra)
 
 
 def _lazy(row: Row, tensors: Tensors) -> Any:
@@ -131,7 +154,7 @@ def _check_shapes(plan: Plan) -> None:
         if not names.issuperset(part.needs):
             continue  # its neighbours, which decide its shapes, are not in this source
         try:
-            model = define(lambda rngs, part=part: part.module(plan.config, rngs))
+            model = define(partial(part.module, plan.config))
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             raise ConvertError(
                 f"the {part.field} configuration describes no possible module: {error}"

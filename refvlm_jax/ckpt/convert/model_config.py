@@ -1,5 +1,6 @@
 """From the PyTorch configuration of every part to one `WholeConfig`, and back."""
 
+import copy
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +20,12 @@ def present(keys: Sequence[str]) -> list[Part]:
 
 def complete(config: TorchConfig, chosen: Sequence[Part], shapes: Mapping[str, Shape]) -> dict:
     """`config` with the parts it lacks inferred from the shapes of their weights."""
-    found: dict[str, Any] = dict(config)
+    found: dict[str, Any] = copy.deepcopy(dict(config))
     for part in chosen:
-        if at(found, part.field) is None:
+        given = at(found, part.field)
+        if given is None or part.sizes_from_weights:
             own = {k.removeprefix(part.prefix): s for k, s in shapes.items() if owner(k) is part}
-            put(found, part.field, part.infer(own))
+            put(found, part.field, {**part.infer(own), **(given or {})})
     return found
 
 

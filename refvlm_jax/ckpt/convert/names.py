@@ -158,6 +158,42 @@ class Expand(Transform):
 
 
 @dataclass(frozen=True)
+class Pad(Transform):
+    """Our axis `axis` is `extra` longer than PyTorch's; what is added holds zeros."""
+
+    axis: int
+    extra: int
+
+    def shape(self, torch: Shape) -> Shape:  # noqa: D102
+        return tuple(n + self.extra * (a == self.axis) for a, n in enumerate(torch))
+
+    def torch_shape(self, ours: Shape) -> Shape:  # noqa: D102
+        return tuple(n - self.extra * (a == self.axis) for a, n in enumerate(ours))
+
+    def forward(self, x: np.ndarray) -> np.ndarray:  # noqa: D102
+        return self._longer(x, x.shape[self.axis] + self.extra)
+
+    def inverse(self, y: np.ndarray) -> np.ndarray:  # noqa: D102
+        index = list(whole(y.shape))
+        index[self.axis] = slice(0, y.shape[self.axis] - self.extra)
+        return y[tuple(index)]
+
+    def read(self, read: Read, torch: Shape, index: Index) -> np.ndarray:  # noqa: D102
+        wanted, size = index[self.axis], torch[self.axis]
+        source = list(index)
+        source[self.axis] = slice(min(wanted.start, size), min(wanted.stop, size))
+        return self._longer(read(tuple(source)), wanted.stop - wanted.start)
+
+    def _longer(self, x: np.ndarray, size: int) -> np.ndarray:
+        if x.shape[self.axis] == size:
+            return x
+        out = np.zeros((*x.shape[: self.axis], size, *x.shape[self.axis + 1 :]), x.dtype)
+        index = list(whole(x.shape))
+        out[tuple(index)] = x
+        return out
+
+
+@dataclass(frozen=True)
 class Chain(Transform):
     """Transforms one after the other, from PyTorch to ours."""
 

@@ -56,6 +56,8 @@ class Part:
     """Patterns of keys, without prefix, that belong to other models or are recomputed."""
     needs: tuple[str, ...] = ()
     """Parts without which its shapes are not defined."""
+    sizes_from_weights: bool = False
+    """Configurations that come with its released weights do not hold its sizes."""
     inner: tuple[str, ...] = ()
     """Prefixes, below its own, of the keys it claims from a part of the same prefix; empty: all."""
 
@@ -79,10 +81,11 @@ class Foreign:
     """Prefixes of its keys in a training checkpoint."""
 
 
+_MASK = "visual_decoder.mask"
 FOREIGN = (
-    Foreign("the SAM mask decoder", ("visual_decoder.mask.sam.", "visual_decoder.mask.in_proj_queries.0.")),
+    Foreign("the SAM mask decoder", (f"{_MASK}.sam.", f"{_MASK}.in_proj_queries.0.")),
     Foreign("the depth decoder", ("visual_decoder.depth.",)),
-)  # fmt: skip
+)
 """Released SAM runs keep theirs under the prefix of the mask decoder."""
 
 

@@ -19,6 +19,9 @@ from refvlm_jax.ckpt.convert.torch_io import open_torch
 
 CONFIG_KEY = "refvlm_config"
 """Where a flat safetensors file keeps the configuration tree in its metadata."""
+ROOT_CONFIG = "refvlm.json"
+"""In an export folder: what belongs to the whole model and to none of its parts."""
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 _ADAPTERS = {"llm_adapter": "llm.", "visual_encoder_adapter": "visual_encoder."}
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _TORCH = (".bin", ".pth", ".pt")
@@ -115,6 +118,8 @@ def _folder(path: Path) -> Source:
             f"{path} holds DeepSpeed shards; consolidate them with its zero_to_fp32.py first"
         )
     found = _one_model(path)
+    if (path / ROOT_CONFIG).is_file():
+        found.config |= read_json(path / ROOT_CONFIG)
     for part in parts():
         if part.folder and (path / part.folder).is_dir():
             inner = _one_model(path / part.folder, part.prefix)
@@ -138,9 +143,11 @@ def _one_model(path: Path, prefix: str | None = None) -> Source:
     tensors = _weights(path)
     if not tensors:
         return Source()
-    if (path / "open_clip_config.json").is_file():
-        return Source({f"visual_tower.{k}": t for k, t in tensors.items()})
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if (path / OPEN_CLIP_CONFIG).is_file():
+        return Source(
+            {f"visual_tower.{k}": t for k, t in tensors.items()}, _tower_config(path, config)
+        )
     if prefix is None:
         part = part_for_type(str(config.get("model_type")))
         if part is None and not config:
@@ -156,6 +163,12 @@ def _one_model(path: Path, prefix: str | None = None) -> Source:
     if config:
         put(placed, prefix.removesuffix("."), _own_config(config))
     return Source(_canonical({prefix + k: t for k, t in tensors.items()}), placed)
+
+
+def _tower_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What open_clip's file says, and the sizes if the folder was exported here."""
+    own = config if config.get("model_type") == "convnext_tower" else {}
+    return {"visual_tower": {**own, **read_json(path / OPEN_CLIP_CONFIG)}}
 
 
 def _own_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +191,7 @@ def _adapter(path: Path, prefix: str) -> Source:
 
 def _weights(path: Path, stem: str = "") -> dict[str, TensorRef]:
     """Tensors of every weight file directly in a folder, safetensors first."""
-    for name in _INDEXES:
+    for name in (*_INDEXES, *(p.name for p in sorted(path.glob("*.safetensors.index.json")))):
         if (path / name).is_file():
             return _indexed(path, read_json(path / name), name)
     for suffix in (".safetensors", ".bin"):
@@ -218,15 +231,11 @@ def _file(path: Path) -> dict[str, TensorRef]:
 
 
 def _refuse_foreign_folders(path: Path) -> None:
-    known = {p.folder for p in parts()}
-    foreign = {"vd_adapter": "the two-way adapter", "pose_decoder": "the keypoint decoder",
-               "depth_decoder": "the depth decoder"}  # fmt: skip
-    for name, what in foreign.items():
-        if name not in known and (path / name).is_dir():
-            raise ConvertError(
-                f"{path / name} holds {what}, which has no name table in this version; "
-                "move the folder away to convert the rest"
-            )
+    if (path / "depth_decoder").is_dir():
+        raise ConvertError(
+            f"{path / 'depth_decoder'} holds the depth decoder, which never ran in PyTorch and has no "
+            "name table; move the folder away to convert the rest"
+        )
 
 
 _LORA_PART = re.compile(r"\.lora_([AB])\.[A-Za-z0-9_]+\.weight$")

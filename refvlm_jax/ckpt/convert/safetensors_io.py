@@ -105,15 +105,19 @@ class SafetensorsWriter:
         entry = self._entries[self._next]
         assert (name, array.shape, array.dtype) == (entry.name, entry.shape, entry.dtype)
         data = np.ascontiguousarray(array)
-        self._file.write(memoryview(data.reshape(-1).view(np.uint8)))
+        self._file.write(data.reshape(-1).view(np.uint8).data)
         self._next += 1
 
-    def close(self) -> None:
-        """Ends the file and forces it to disk."""
-        assert self._next == len(self._entries), "a planned tensor was never written"
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def __enter__(self) -> "SafetensorsWriter":
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        """Ends the file and forces it to disk; after an error it is only closed."""
+        with self._file:
+            if kind is None:
+                assert self._next == len(self._entries), "a planned tensor was never written"
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
 
 def write_safetensors(
@@ -121,10 +125,9 @@ def write_safetensors(
 ) -> None:
     """Writes a small file whole."""
     found = list(tensors)
-    writer = SafetensorsWriter(path, [Entry(n, a.shape, a.dtype) for n, a in found], metadata)
-    for name, array in found:
-        writer.write(name, array)
-    writer.close()
+    with SafetensorsWriter(path, [Entry(n, a.shape, a.dtype) for n, a in found], metadata) as file:
+        for name, array in found:
+            file.write(name, array)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
@@ -170,7 +173,7 @@ def _bytes(path: Path, start: int, count: int, dtype: np.dtype) -> np.ndarray:
     array = np.empty(count, dtype)
     with path.open("rb", buffering=0) as file:
         file.seek(start)
-        target, done = memoryview(array.view(np.uint8)), 0
+        target, done = array.view(np.uint8).data, 0
         while done < len(target):
             got = file.readinto(target[done:])
             if not got:

@@ -24,6 +24,8 @@ class WholeConfig(RefVLMConfig):
     map_dims: tuple[int, ...] | None = None
     """Channels of the feature maps the units choose from, where a tower that is not among these
     weights makes them; None: they follow from the parts."""
+    vocab_padding: int = 0
+    """Rows at the end of our vocabulary that PyTorch's lacks."""
 
     @property
     def unit_dims(self) -> tuple[int, ...]:
@@ -40,12 +42,21 @@ class WholeConfig(RefVLMConfig):
         return dims if self.adapter is None else (*dims[:-1], self.llama.width)
 
 
+_OURS = ("map_dims", "vocab_padding")
+
+
 def write_config(config: WholeConfig) -> dict[str, Any]:
-    """JSON-ready tree: what `RefVLM` knows, and of the other fields those that are set."""
+    """The model section of a run's configuration; parts that `RefVLM` may lack only where present."""
     own = {field.name for field in dataclasses.fields(RefVLMConfig)}
-    return {k: v for k, v in to_dict(config).items() if k in own or v is not None}
+    tree = {k: v for k, v in to_dict(config).items() if k not in _OURS}
+    return {k: v for k, v in tree.items() if k in own or v is not None}
 
 
-def read_config_tree(tree: Mapping[str, Any]) -> WholeConfig:
-    """The opposite of `write_config`; also reads the `model` section of any run's configuration."""
-    return build(WholeConfig, tree, "model.")
+def write_notes(config: WholeConfig) -> dict[str, Any]:
+    """The fields that only the converter has."""
+    return {name: value for name, value in to_dict(config).items() if name in _OURS}
+
+
+def read_config(tree: Mapping[str, Any], notes: Mapping[str, Any]) -> WholeConfig:
+    """The opposite of `write_config` and `write_notes`; reads the model section of any run."""
+    return build(WholeConfig, {**tree, **notes}, "model.")

@@ -47,11 +47,16 @@ def rows(config: WholeConfig) -> Rows:
     c = config.adapter
     assert c is not None
     return [
-        *(r for n in ("image", "text") for k in (1, 2) for r in linear(f"{n}.fc{k}", f"in_proj_{n}.lin{k}")),
+        *_projection("image"),
+        *_projection("text"),
         row("text_embedding", "text_embedding.weight"),
         row("image_position.fourier", "pe_image.positional_encoding_gaussian_matrix"),
         *two_way_rows("transformer", "model", c.layers),
-    ]  # fmt: skip
+    ]
+
+
+def _projection(name: str) -> Rows:
+    return [r for k in (1, 2) for r in linear(f"{name}.fc{k}", f"in_proj_{name}.lin{k}")]
 
 
 def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:

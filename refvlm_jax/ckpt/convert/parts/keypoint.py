@@ -32,10 +32,14 @@ def rows(config: WholeConfig) -> Rows:
         row("part", f"{at}.kpt_embedding.weight"),
         row("query_position", f"{at}.query_position_embeddings.weight"),
         *detr_rows("decoder", f"{at}.decoder", c.layers),
-        *(r for i in range(3) for r in linear(f"box_head.layers.{i}", f"{at}.box_predictor.layers.{i}")),
-        *(r for i in range(3) for r in linear(f"point_head.layers.{i}", f"{at}.kpt_predictor.layers.{i}")),
+        *_head("box_head", f"{at}.box_predictor"),
+        *_head("point_head", f"{at}.kpt_predictor"),
         *linear("visibility_head", f"{at}.kpt_classifier"),
-    ]  # fmt: skip
+    ]
+
+
+def _head(name: str, key: str) -> Rows:
+    return [r for i in range(3) for r in linear(f"{name}.layers.{i}", f"{key}.layers.{i}")]
 
 
 def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:

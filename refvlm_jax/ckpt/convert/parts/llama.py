@@ -6,8 +6,10 @@ from typing import Any
 from flax import nnx
 
 from refvlm_jax.ckpt.convert.names import (
+    KEEP,
     MATRIX,
     Chain,
+    Pad,
     Row,
     Rows,
     Split,
@@ -32,9 +34,12 @@ _PLACES = {
 def rows(config: WholeConfig) -> Rows:
     """The name table."""
     c = config.llama
-    head = [] if c.tie_embeddings else [row("lm_head", "lm_head.weight", MATRIX)]
+    extra = config.vocab_padding
+    table = Pad(0, extra) if extra else KEEP
+    columns = Chain((MATRIX, Pad(1, extra))) if extra else MATRIX
+    head = [] if c.tie_embeddings else [row("lm_head", "lm_head.weight", columns)]
     return [
-        row("embedding", "model.embed_tokens.weight"),
+        row("embedding", "model.embed_tokens.weight", table),
         *stack("blocks.block", c.layers, lambda i: _layer(c, f"model.layers.{i}")),
         *norm("norm", "model.norm", bias=False),
         *head,
@@ -146,7 +151,7 @@ def write(config: WholeConfig) -> dict[str, Any]:
     return {
         "model_type": kind,
         "architectures": [cls],
-        "vocab_size": c.vocab_size,
+        "vocab_size": c.vocab_size - config.vocab_padding,
         "hidden_size": c.width,
         "num_hidden_layers": c.layers,
         "num_attention_heads": c.heads,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -26,7 +26,7 @@ def rows(config: WholeConfig) -> Rows:
     return [*found, *token]
 
 
-_POOLING = {"pooling": "raster", "embedding": "conv"}
+_POOLING: dict[str, Literal["raster", "conv"]] = {"pooling": "raster", "embedding": "conv"}
 """Strategy of the reference -> our pooling."""
 
 
@@ -47,7 +47,9 @@ def write(config: WholeConfig) -> dict[str, Any]:
     """config.json."""
     prompts = config.region_prompts
     assert prompts is not None
-    names = {"legacy": "pooling"} | {ours: theirs for theirs, ours in _POOLING.items()}
+    names: dict[str, str] = {"legacy": "pooling"} | {
+        ours: theirs for theirs, ours in _POOLING.items()
+    }
     if prompts.pooling not in names:
         raise ConvertError(
             f"region_prompts.pooling = {prompts.pooling!r} has no PyTorch counterpart; expected "

@@ -1,6 +1,7 @@
 """The visual tower: the trunk of open_clip's ConvNeXt (timm names)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flax import nnx
@@ -23,12 +24,12 @@ def rows(config: WholeConfig) -> Rows:
         if s:
             down, ours = f"{_AT}.stages.{s}.downsample", f"downsamples.{s - 1}"
             found += [*norm(f"{ours}.norm", f"{down}.0"), *conv(f"{ours}.conv", f"{down}.1")]
-        key = f"{_AT}.stages.{s}.blocks"
-        found += stack(f"stages.{s}.block", depth, lambda j, key=key: _block(f"{key}.{j}"))
+        found += stack(f"stages.{s}.block", depth, partial(_block, f"{_AT}.stages.{s}.blocks"))
     return found
 
 
-def _block(key: str) -> Rows:
+def _block(blocks: str, index: int) -> Rows:
+    key = f"{blocks}.{index}"
     return [
         *conv("depthwise", f"{key}.conv_dw"),
         *norm("norm", f"{key}.norm"),
@@ -60,7 +61,13 @@ def write(config: WholeConfig) -> dict[str, Any]:
     """Sizes under the names that `read` takes."""
     c = config.tower
     assert c is not None
-    return {"depths": list(c.depths), "dims": list(c.dims), "image_size": c.image_size}
+    vision = {"timm_model_name": "convnext", "image_size": c.image_size}
+    return {
+        "depths": list(c.depths),
+        "dims": list(c.dims),
+        "image_size": c.image_size,
+        "model_cfg": {"vision_cfg": vision},
+    }
 
 
 def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -85,6 +92,7 @@ PART = Part(
     rows=rows,
     module=module,
     infer=infer,
+    sizes_from_weights=True,
     # The text half of open_clip's model.
     ignored=(
         "transformer.*",

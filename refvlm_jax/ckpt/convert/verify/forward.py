@@ -265,7 +265,9 @@ def _box(
     if targets is None or not own.valid.any():
         outs["box_loss"] = costs["box"] = jnp.zeros(())
         return
-    sums = box_loss_sums(boxes, jnp.asarray(targets), own.group, own.valid, config)
+    sums = box_loss_sums(
+        boxes, jnp.asarray(targets), jnp.asarray(own.group), jnp.asarray(own.valid), config
+    )
     cost = config.bbox_weight * sums["box_l1"] + config.giou_weight * sums["box_giou"]
     outs["box_loss"] = costs["box"] = cost / own.number
 
@@ -289,7 +291,9 @@ def mask_cost(
         return jnp.zeros(())
     pixels = arrays.get("pixel_masks", np.ones((len(logits), *targets.shape[2:])))
     pixels = np.broadcast_to((pixels > 0)[:, None], targets.shape)
-    sums = mask_loss_sums(logits, targets, own.group, jnp.asarray(own.valid), pixels, config)
+    sums = mask_loss_sums(
+        logits, targets, jnp.asarray(own.group), jnp.asarray(own.valid), jnp.asarray(pixels), config
+    )
     cost = config.focal_weight * sums["mask_focal"] + config.dice_weight * sums["mask_dice"]
     return cost / own.number
 

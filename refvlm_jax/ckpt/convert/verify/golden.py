@@ -1,6 +1,7 @@
 """`refvlm convert verify BUNDLE`: every recorded number of a golden bundle against this library."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,7 @@ def _entries(bundle: Bundle) -> list[Entry]:
 def define_parts(bundle: Bundle) -> dict[str, ModelDef]:
     """The modules of the bundle's parts, without numbers."""
     config = bundle.plan.config
-    return {
-        part.name: define(lambda rngs, part=part: part.module(config, rngs))
-        for part in bundle.plan.parts
-    }
+    return {part.name: define(partial(part.module, config)) for part in bundle.plan.parts}
 
 
 def torch_tensors(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
