@@ -29,8 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--step", type=int, help="default: the newest")
     inspect.add_argument("--depth", type=int, help="levels of the tree to print")
     inspect.add_argument("--json", action="store_true", help="print one record an array")
-    verify = commands.add_parser("verify", help="compare with recorded PyTorch numbers")
-    verify.add_argument("bundle", type=Path, help="prefix of a golden bundle")
+    verify = commands.add_parser("verify", help="compare with recorded PyTorch numbers or PyTorch")
+    verify.add_argument("bundle", type=Path, help="prefix of a golden bundle, or a checkpoint")
+    verify.add_argument(
+        "--torch", type=Path, metavar="DIR", help="compare the checkpoint with this folder instead"
+    )
+    verify.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     verify.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -83,6 +87,8 @@ def _verify(args: argparse.Namespace) -> int:
     from refvlm_jax.ckpt.convert.verify.compare import report, table
     from refvlm_jax.ckpt.convert.verify.golden import verify_bundle
 
+    if args.torch is not None:
+        return _certify(args)
     entries = verify_bundle(args.bundle)
     found = report(args.bundle.name, entries)
     if args.json:
@@ -91,4 +97,24 @@ def _verify(args: argparse.Namespace) -> int:
         print(table(entries))
         failed = len(found["failed"])
         print(f"{found['compared']} tensors compared, {failed or 'none'} failed")
+    return 0 if found["passed"] else 1
+
+
+def _certify(args: argparse.Namespace) -> int:
+    """Writes the parity certificate; 1 if a tensor or a layer differs."""
+    from refvlm_jax.ckpt.convert.verify.certificate import certify
+    from refvlm_jax.ckpt.convert.verify.compare import table
+
+    found, entries = certify(args.bundle, args.torch, step=args.step)
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return 0 if found["passed"] else 1
+    if entries:
+        print(table(entries))
+    for key in found["tensors_different"]:
+        print(f"{key}: the SHA-256 differs")
+    print(
+        f"{len(found['tensors'])} tensors compared, "
+        f"{len(found['tensors_different']) or 'none'} different; certificate {found['path']}"
+    )
     return 0 if found["passed"] else 1

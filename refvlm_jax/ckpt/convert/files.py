@@ -1,10 +1,12 @@
 """Results that appear whole or not at all: written aside, then renamed."""
 
 import contextlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from refvlm_jax.ckpt.convert.tensors import ConvertError
 
@@ -28,6 +30,13 @@ def fresh(out: Path) -> Iterator[Path]:
         os.replace(partial, out)
     finally:
         _remove(partial)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Writes or replaces a JSON file in one step."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _remove(path: Path) -> None:

@@ -21,6 +21,7 @@ from refvlm_jax.ckpt.convert.tensors import (
     Index,
     Shape,
     TensorRef,
+    extent,
 )
 
 _MAX_HEADER = 100 * 2**20
@@ -158,28 +159,58 @@ def _entry(entry: Mapping[str, Any], size: int) -> tuple[np.dtype, Shape, int, i
 
 
 def _read(path: Path, start: int, shape: Shape, dtype: np.dtype, index: Index) -> np.ndarray:
-    """Reads the rows of the first axis that `index` covers, then cuts the rest."""
-    if not shape:
-        return _bytes(path, start, 1, dtype).reshape(())
-    inner = math.prod(shape[1:])
-    rows = index[0].stop - index[0].start
-    part = _bytes(path, start + index[0].start * inner * dtype.itemsize, rows * inner, dtype)
-    part = part.reshape((rows, *shape[1:]))[(slice(None), *index[1:])]
-    # A cut must not keep the rows around it alive.
-    return part if part.size == rows * inner else np.array(part)
+    """Reads the byte ranges that `index` covers; ranges with little between them as one."""
+    cut = _last_cut(shape, index)
+    if cut is None:
+        return _bytes(path, [start], math.prod(shape), dtype).reshape(shape)
+    inner = math.prod(shape[cut + 1 :])
+    step = shape[cut] * inner
+    length = (index[cut].stop - index[cut].start) * inner
+    gap = (step - length) * dtype.itemsize
+    if cut and gap < _GAP:
+        # Whole rows of the axis before, cut in memory; a copy, so that they can be freed.
+        rows = _read(
+            path, start, shape, dtype, (*index[:cut], slice(0, shape[cut]), *index[cut + 1 :])
+        )
+        return np.array(rows[(slice(None),) * cut + (index[cut],)])
+    outer = np.zeros((), np.int64)
+    for axis in range(cut):
+        places = np.arange(index[axis].start, index[axis].stop)
+        outer = outer[..., None] * shape[axis] + places
+    first = outer.reshape(-1) * step + index[cut].start * inner
+    starts = [start + int(place) * dtype.itemsize for place in first]
+    return _bytes(path, starts, length, dtype).reshape(extent(index))
 
 
-def _bytes(path: Path, start: int, count: int, dtype: np.dtype) -> np.ndarray:
-    array = np.empty(count, dtype)
+_GAP = 4096
+"""Bytes that are cheaper to read than to skip: storage hands out whole pages anyway."""
+
+
+def _last_cut(shape: Shape, index: Index) -> int | None:
+    """The last axis that is not taken whole."""
+    cut = [
+        a for a, (s, n) in enumerate(zip(index, shape, strict=True)) if (s.start, s.stop) != (0, n)
+    ]
+    return cut[-1] if cut else None
+
+
+def _bytes(path: Path, starts: Sequence[int], count: int, dtype: np.dtype) -> np.ndarray:
+    """`count` elements from each offset, one run after the other."""
+    array = np.empty((len(starts), count), dtype)
     with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        target, done = array.view(np.uint8).data, 0
-        while done < len(target):
-            got = file.readinto(target[done:])
-            if not got:
-                raise ConvertError(_damaged(path, f"it ends {len(target) - done} bytes early"))
-            done += got
+        for row, start in zip(array, starts, strict=True):
+            _fill(file, start, row, path)
     return array
+
+
+def _fill(file: Any, start: int, row: np.ndarray, path: Path) -> None:
+    target, done = row.view(np.uint8).data, 0
+    file.seek(start)
+    while done < len(target):
+        got = file.readinto(target[done:])
+        if not got:
+            raise ConvertError(_damaged(path, f"it ends {len(target) - done} bytes early"))
+        done += got
 
 
 def _damaged(path: Path, why: object) -> str:
