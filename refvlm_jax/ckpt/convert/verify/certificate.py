@@ -34,7 +34,8 @@ def certify(
 ) -> tuple[dict[str, Any], list[Entry]]:
     """Compares a checkpoint with a PyTorch folder and stores the certificate beside it.
 
-    Returns the certificate and its table. LoRA is merged, as an export would do. Runs in fp32 and holds one part at a time in memory.
+    Returns the certificate and its table. LoRA is merged, as an export would do. Runs in fp32 and
+    holds one part at a time in memory.
 
     Raises:
       ConvertError: one of the two cannot be read, they share no tensor, or PyTorch is missing.
