@@ -85,8 +85,9 @@ def _merge(models: Mapping[str, ModelDef], params: Mapping[str, Any]) -> dict[st
 def _runner(bundle: Bundle) -> tuple[Run, Callable[[str], np.ndarray | None]]:
     """How to run the bundle's modules, and where each of its outputs means something."""
     names, arrays = {part.name for part in bundle.plan.parts}, bundle.group("in")
-    if names == {"tower"}:
-        return lambda models: (_tower(models["tower"], arrays), {}), lambda name: None
+    if len(names) == 1 and names <= _ALONE.keys():
+        (name,) = names
+        return lambda models: _ALONE[name](models[name], arrays, bundle), lambda name: None
     if missing := {"vision", "projector", "llama"} - names:
         raise ConvertError(
             f"{bundle.name} has no {', '.join(sorted(missing))}; expected a bundle of the whole "
@@ -102,12 +103,17 @@ def _runner(bundle: Bundle) -> tuple[Run, Callable[[str], np.ndarray | None]]:
     return run, lambda name: whole_model.compared_positions(name, given)
 
 
-def _tower(tower: Any, arrays: Mapping[str, np.ndarray]) -> Arrays:
+def _tower(tower: Any, arrays: Mapping[str, np.ndarray], _: Bundle) -> tuple[Arrays, Arrays]:
     """Stem and stages, NCHW as they were recorded."""
     images = jnp.asarray(arrays["pixel_values"].transpose(0, 2, 3, 1))
     maps = {"stem": tower.stem(images)}
     maps |= {f"stage{k}": found for k, found in enumerate(tower(images))}
-    return {name: found.transpose(0, 3, 1, 2) for name, found in maps.items()}
+    return {name: found.transpose(0, 3, 1, 2) for name, found in maps.items()}, {}
+
+
+_ALONE = {"tower": _tower}
+"""Parts that have bundles of their own: (module, `in.*`, bundle) -> (`out.*`, `loss.*`), where
+`loss.loss` is what gradients were recorded of."""
 
 
 def _output(name: str, outs: Arrays, want: np.ndarray, real: np.ndarray | None) -> Entry:
