@@ -297,3 +297,73 @@ class AdapterConfig:
     mlp_dim: int = 8192
     remat: Literal["none", "full", "dots"] = "full"
     """What a layer recomputes in the backward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamEncoderConfig:
+    """Image encoder of Segment Anything (ViT-H by default; see `SAM_ENCODERS`)."""
+
+    image_size: int = 1024
+    """Side of the square input in pixels; pictures of other sizes are resized on the device."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp_dim: int = 5120
+    global_layers: tuple[int, ...] = (7, 15, 23, 31)
+    """Layers that attend to the whole picture; the others attend inside windows."""
+    window: int = 14
+    """Side of a window in patches."""
+    out_width: int = 256
+    """Channels of the embedding handed on."""
+    norm_eps: float = 1e-6
+    attention_block: int = 1024
+    """Patches that attend at a time in global layers: bounds memory; 0 = all."""
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+SAM_ENCODERS = {
+    "base": SamEncoderConfig(
+        width=768, layers=12, heads=12, mlp_dim=3072, global_layers=(2, 5, 8, 11)
+    ),
+    "large": SamEncoderConfig(
+        width=1024, layers=24, heads=16, mlp_dim=4096, global_layers=(5, 11, 17, 23)
+    ),
+    "huge": SamEncoderConfig(),
+}
+"""The released encoders, ViT-B, ViT-L and ViT-H."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamUnitConfig:
+    """Segment Anything as a mask unit: each `<REF>` state is a prompt of its mask decoder."""
+
+    num_queries: int = 100
+    """Masks of one picture; the references of later ones are not decoded."""
+    encoder: SamEncoderConfig = field(default_factory=SamEncoderConfig)
+    """Sees the picture; normally frozen, as are the prompt embeddings: a parameter group with the
+    pattern `(encoder|prompts)[.]` does it."""
+    layers: int = 2
+    """Layers of the two-way transformer."""
+    heads: int = 8
+    mlp_dim: int = 2048
+    mask_tokens: int = 4
+    """Masks of one prompt: the first is used here, the others are SAM's three guesses at what an
+    ambiguous click means."""
+    iou_hidden: int = 256
+    """Hidden width of the head that estimates the quality of each mask."""
+    mask_prompt_channels: int = 16
+    """Channels inside the embedding of mask prompts."""
+    chunk: int = 10
+    """References decoded at a time; a chunk without any is skipped, and only its inputs are kept for
+    the backward pass."""
+    group_matching: bool = True
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0

@@ -9,12 +9,14 @@ from jaxtyping import Array, Bool, Float, Int
 def attention(
     q: Float[Array, "B S H K"],
     k: Float[Array, "B T G K"],
-    v: Float[Array, "B T G K"],
+    v: Float[Array, "B T G W"],
     mask: Bool[Array, "B 1 S T"] | None = None,
     *,
     scale: float | None = None,
-) -> Float[Array, "B S H K"]:
+) -> Float[Array, "B S H W"]:
     """softmax(q k^T * scale) v with H a multiple of the G key heads; the softmax runs in fp32.
+
+    Values may have another width than queries and keys.
 
     A query whose mask row is empty attends to everything equally: finite, and ignored by losses.
     """
@@ -27,7 +29,7 @@ def attention(
     if mask is not None:
         scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bghst,btgk->bsghk", weights, v).reshape(b, s, h, d)
+    return jnp.einsum("bghst,btgw->bsghw", weights, v).reshape(b, s, h, v.shape[-1])
 
 
 def causal_attention(

@@ -1,6 +1,7 @@
-"""Two-dimensional convolution on NHWC maps."""
+"""Two-dimensional convolutions on NHWC maps."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -43,3 +44,24 @@ class Conv2d(nnx.Module):
             feature_group_count=self.groups,
         )
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Upscale2d(nnx.Module):
+    """Doubles the resolution: each cell becomes 2 x 2 cells, by kernel[2, 2, in, out].
+
+    PyTorch's ConvTranspose2d of size and stride 2, whose patches do not overlap.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rngs: nnx.Rngs):
+        # PyTorch counts the inputs of a transposed convolution from its output.
+        init = torch_uniform(out_channels * 4)
+        shape = (2, 2, in_channels, out_channels)
+        self.kernel = param(rngs, init, shape, (None, None, None, None))
+        self.bias = param(rngs, init, (out_channels,), (None,))
+
+    @jax.named_scope("upscale")
+    def __call__(self, x: Float[Array, "B y x I"]) -> Float[Array, "B v u O"]:
+        """Applies the layer."""
+        b, h, w, _ = x.shape
+        cells = jnp.einsum("byxi,vuio->byvxuo", x, self.kernel[...].astype(x.dtype))
+        return cells.reshape(b, 2 * h, 2 * w, -1) + self.bias[...].astype(x.dtype)

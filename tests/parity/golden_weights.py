@@ -94,6 +94,19 @@ def box(w: Weights, layers: int) -> Weights:
     return found
 
 
+def pixel_decoder(w: Weights, key: str, laterals: int, ours: str = "") -> Weights:
+    fpn = f"{key}.fpn"
+    found = conv(w, f"{fpn}.stem.0", f"{ours}stem.conv")
+    found |= norm(w, f"{fpn}.stem.1", f"{ours}stem.norm")
+    for k in range(laterals):
+        at = f"{fpn}.layers.{k}"
+        found |= conv(w, f"{at}.proj.0", f"{ours}laterals.{k}.conv")
+        found |= norm(w, f"{at}.proj.1", f"{ours}laterals.{k}.norm")
+        found |= conv(w, f"{at}.block.0", f"{ours}blocks.{k}.conv")
+        found |= norm(w, f"{at}.block.1", f"{ours}blocks.{k}.norm")
+    return found | conv(w, f"{key}.mask_projection", f"{ours}projection")
+
+
 def mask(w: Weights, layers: int, laterals: int) -> Weights:
     m = "visual_decoder.mask"
     found = {"query_position": w[f"{m}.query_position_embeddings.weight"]}
@@ -101,16 +114,7 @@ def mask(w: Weights, layers: int, laterals: int) -> Weights:
     if f"{m}.in_proj_visual_feats.weight" in w:
         kernel = w[f"{m}.in_proj_visual_feats.weight"][:, :, 0, 0].T
         found |= {"memory.kernel": kernel, "memory.bias": w[f"{m}.in_proj_visual_feats.bias"]}
-    fpn, ours = f"{m}.pixel_decoder.fpn", "pixel_decoder"
-    found |= conv(w, f"{fpn}.stem.0", f"{ours}.stem.conv")
-    found |= norm(w, f"{fpn}.stem.1", f"{ours}.stem.norm")
-    for k in range(laterals):
-        at = f"{fpn}.layers.{k}"
-        found |= conv(w, f"{at}.proj.0", f"{ours}.laterals.{k}.conv")
-        found |= norm(w, f"{at}.proj.1", f"{ours}.laterals.{k}.norm")
-        found |= conv(w, f"{at}.block.0", f"{ours}.blocks.{k}.conv")
-        found |= norm(w, f"{at}.block.1", f"{ours}.blocks.{k}.norm")
-    found |= conv(w, f"{m}.pixel_decoder.mask_projection", f"{ours}.projection")
+    found |= pixel_decoder(w, f"{m}.pixel_decoder", laterals, "pixel_decoder.")
     found |= detr(w, f"{m}.query_decoder", layers, "decoder")
     for i in range(3):
         found |= linear(w, f"{m}.mask_embedder.{i}.0", f"head.layers.{i}")

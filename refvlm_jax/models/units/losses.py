@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from refvlm_jax.config.model import BoxUnitConfig, MaskUnitConfig
+from refvlm_jax.config.model import BoxUnitConfig, MaskUnitConfig, SamUnitConfig
 from refvlm_jax.models.units.matching import match_groups
 
 Boxes = Float[Array, "*b 4"]
@@ -86,7 +86,7 @@ def mask_loss_sums(
     group: Int[Array, "B R"],
     valid: Bool[Array, "B R"],
     pixels: Bool[Array, "B R M M"],
-    config: MaskUnitConfig,
+    config: MaskUnitConfig | SamUnitConfig,
 ) -> dict[str, Float[Array, ""]]:
     """Sums of the focal and dice losses over valid slots, on real pixels, after group matching.
 
@@ -117,7 +117,9 @@ def sigmoid_focal(x: Array, t: Array) -> Array:
     return t * positive + (1 - t) * negative
 
 
-def _mask_cost(logits: Array, truth: Array, config: MaskUnitConfig) -> Float[Array, "B R R"]:
+def _mask_cost(
+    logits: Array, truth: Array, config: MaskUnitConfig | SamUnitConfig
+) -> Float[Array, "B R R"]:
     """Pairwise cost at the logits' resolution; targets are sampled at cell floor(i * M / y)."""
     y, x = logits.shape[-2:]
     rows, columns = (np.arange(n) * truth.shape[-1] // n for n in (y, x))
