@@ -164,8 +164,10 @@ class RefVLMConfig:
     region_prompts: RegionPromptConfig | None = field(default_factory=RegionPromptConfig)
     projector_depth: int = 2
     kernel_gain: float = 1.0
-    """Factor on the kernels of tower, projector and decoders at birth. PyTorch's default shrinks the
-    variance of every layer to a third; 3^0.5 keeps it, which training from scratch is faster with."""
+    """Factor on the kernels of tower, region prompts and projector at birth. PyTorch's default shrinks
+    the variance of every layer to a third, and patches then look nearly alike to the language model;
+    3^0.5 keeps it, with which a model trained from scratch learns to read them sooner. The unit
+    decoders learn faster without."""
     llama: LlamaConfig = field(default_factory=LlamaConfig)
     box: BoxUnitConfig | None = field(default_factory=BoxUnitConfig)
     mask: MaskUnitConfig | None = field(default_factory=MaskUnitConfig)

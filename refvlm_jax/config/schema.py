@@ -76,8 +76,11 @@ class ParamGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its schedule, parameter groups and loss weights."""
+    """The optimiser, its schedule, parameter groups and loss weights."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves weight matrices by their orthogonalised momentum (arXiv 2502.16982) and leaves
+    vectors, embeddings and the vocabulary's head to AdamW; the same learning rates suit both."""
     lr: float = 1e-4
     """Peak learning rate."""
     warmup_steps: int = 0
@@ -88,6 +91,8 @@ class OptimConfig:
     """Learning rate of the last step, relative to the peak."""
     weight_decay: float = 0.0
     """Decoupled weight decay; never applied to norms and biases."""
+    muon_beta: float = 0.95
+    """Decay of Muon's momentum."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.999

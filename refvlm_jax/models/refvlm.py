@@ -92,7 +92,7 @@ class RefVLM(nnx.Module):
         query_dim = config.llama.width
         self.box = BoxUnit(config.box, dims, query_dim, rngs) if config.box else None
         self.mask = MaskUnit(config.mask, dims, query_dim, rngs) if config.mask else None
-        for part in (self.vision, self.region_prompts, self.projector, self.box, self.mask):
+        for part in (self.vision, self.region_prompts, self.projector):
             if part is not None and config.kernel_gain != 1.0:
                 _scale_kernels(part, config.kernel_gain)
 

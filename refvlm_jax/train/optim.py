@@ -1,5 +1,6 @@
-"""The optimiser: AdamW, schedule, clipping and parameter groups, all of it in this file."""
+"""The optimiser: AdamW or Muon, schedule, clipping and parameter groups, all in this file."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,6 +12,8 @@ from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.schema import OptimConfig, ParamGroup
 from refvlm_jax.train.model_def import Params
 
+_ADAM_RMS = 0.2
+"""Root mean square of a Muon update: about that of an Adam update (arXiv 2502.16982, section 2.2)."""
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
@@ -72,10 +75,23 @@ def decays(name: str, axes: Sequence[str | None]) -> bool:
     return not is_vector and name.rsplit(".", 1)[-1] not in ("bias", "scale")
 
 
+def matrix_axes(name: str, axes: Sequence[str | None]) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a parameter make the rows and columns of a weight matrix; None if none do.
+
+    Attention kernels are one matrix over all heads, convolutions one over window and channels.
+    Embeddings and the head of the vocabulary are tables of vectors, not maps between states.
+    """
+    own = [index for index, axis in enumerate(axes) if axis != "layers"]
+    if len(own) < 2 or name.rsplit(".", 1)[-1] != "kernel":
+        return None
+    inputs = 1 if axes[-1] == "head_dim" else len(own) - 1
+    return optax.contrib.MuonDimensionNumbers(tuple(own[:inputs]), tuple(own[inputs:]))
+
+
 def make_optimizer(
     config: OptimConfig, steps: int, axes: Mapping[str, Sequence[str | None]]
 ) -> optax.GradientTransformation:
-    """AdamW over the trained parameters, given by their dotted names.
+    """The configured optimiser over the trained parameters, given by their dotted names.
 
     Args:
       steps: length of the run, for the schedule.
@@ -94,11 +110,53 @@ def make_optimizer(
     # Named parts, so that checkpointed moments are called `adam.mu.<parameter>`.
     return optax.named_chain(
         ("clip", clip),
-        ("adam", optax.scale_by_adam(config.beta1, config.beta2, config.eps)),
+        *_directions(config, axes),
         ("decay", optax.stateless(add_decay)),
         ("groups", optax.stateless(scale_groups)),
         ("lr", optax.scale_by_learning_rate(make_schedule(config, steps))),
     )
+
+
+def _directions(
+    config: OptimConfig, axes: Mapping[str, Sequence[str | None]]
+) -> list[tuple[str, optax.GradientTransformation]]:
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    if config.name == "adamw":
+        return [("adam", adam)]
+    found = {name: matrix_axes(name, axes[name]) for name in axes}
+    matrices = {name: numbers for name, numbers in found.items() if numbers is not None}
+
+    def match_adam(updates: Params, params: Params | None) -> Params:
+        return {n: u * _adam_like(u.shape, matrices[n]) for n, u in updates.items()}
+
+    muon = optax.contrib.scale_by_muon(beta=config.muon_beta, weight_dimension_numbers=matrices)
+    muon = optax.chain(muon, optax.stateless(match_adam))
+    rest = [name for name in axes if name not in matrices]
+    return [("muon", _only(list(matrices), muon)), ("adam", _only(rest, adam))]
+
+
+def _adam_like(shape: Sequence[int], numbers: optax.contrib.MuonDimensionNumbers) -> float:
+    """Factor that gives an orthogonal matrix the root mean square of an Adam update."""
+    sides = [math.prod(shape[axis] for axis in axes) for axes in numbers]
+    return _ADAM_RMS * max(sides) ** 0.5
+
+
+def _only(
+    names: Sequence[str], transformation: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Applies a transformation to the named parameters and passes the others on."""
+
+    def init(params: Params) -> optax.OptState:
+        return transformation.init({name: params[name] for name in names})
+
+    def update(
+        updates: Params, state: optax.OptState, params: Params | None = None
+    ) -> tuple[Params, optax.OptState]:
+        own = None if params is None else {name: params[name] for name in names}
+        moved, state = transformation.update({name: updates[name] for name in names}, state, own)
+        return {**updates, **moved}, state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _decay(config: OptimConfig, name: str, axes: Sequence[str | None]) -> float:

@@ -14,6 +14,7 @@ from refvlm_jax.train.optim import (
     is_trainable,
     make_optimizer,
     make_schedule,
+    matrix_axes,
 )
 
 AXES = {
@@ -93,3 +94,44 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose(
         clipped["adam"].mu["llama.q"], 0.1 * grads["llama.q"] / norm, rtol=1e-5
     )
+
+
+def test_muon_turns_matrices_and_leaves_the_rest_to_adam():
+    axes = {
+        "q.kernel": ("layers", "embed", "heads", "head_dim"),
+        "o.kernel": ("layers", "heads", "head_dim", "embed"),
+        "conv.kernel": (None, None, "conv_in", "conv_out"),
+        "embedding": ("vocab", "embed"),
+        "norm.scale": ("layers", "embed"),
+    }
+    shapes = {
+        "q.kernel": (2, 6, 2, 4), "o.kernel": (2, 2, 4, 6), "conv.kernel": (3, 3, 2, 5),
+        "embedding": (7, 6), "norm.scale": (2, 6),
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    params, grads = (
+        {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in shapes.items()}
+        for _ in range(2)
+    )
+    sides = {"q.kernel": (6, 8), "o.kernel": (8, 6), "conv.kernel": (18, 5)}
+    updates = {}
+    for name in ("muon", "adamw"):
+        config = OptimConfig(name=name, lr=0.1, clip_norm=0.0, schedule="constant")
+        tx = make_optimizer(config, 10, axes)
+        updates[name], _ = tx.update(grads, tx.init(params), params)
+    for name in ("embedding", "norm.scale"):
+        np.testing.assert_allclose(updates["muon"][name], updates["adamw"][name], rtol=1e-6)
+    for name, (rows, columns) in sides.items():
+        for matrix in np.asarray(updates["muon"][name]).reshape(-1, rows, columns):
+            singular = np.linalg.svd(matrix, compute_uv=False)
+            want = 0.1 * 0.2 * max(rows, columns) ** 0.5
+            # Five Newton-Schulz steps bring singular values near one, not to it.
+            np.testing.assert_allclose(singular, want, rtol=0.35)
+            assert np.sqrt((matrix**2).mean()) == pytest.approx(0.1 * 0.2, rel=0.3)
+
+
+def test_matrices_of_attention_span_all_heads():
+    assert matrix_axes("q.kernel", ("layers", "embed", "heads", "head_dim")) == ((1,), (2, 3))
+    assert matrix_axes("o.kernel", ("layers", "heads", "head_dim", "embed")) == ((1, 2), (3,))
+    assert matrix_axes("llama.embedding", ("vocab", "embed")) is None
+    assert matrix_axes("norm.kernel", ("layers", "embed")) is None

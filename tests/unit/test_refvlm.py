@@ -98,10 +98,11 @@ def test_every_part_of_the_model_receives_a_gradient(model: RefVLM, batch: Batch
         assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(grads[part])), part
 
 
-def test_kernel_gain_scales_kernels_outside_the_language_model(model: RefVLM) -> None:
+def test_kernel_gain_scales_what_the_language_model_sees(model: RefVLM) -> None:
     config = dataclasses.replace(tiny_config(), kernel_gain=2.0)
     scaled = nnx.to_flat_state(nnx.state(RefVLM(config, nnx.Rngs(0)), nnx.Param))
     plain = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     for path, variable in scaled:
-        factor = 2.0 if path[-1] == "kernel" and path[0] != "llama" else 1.0
+        seen = path[0] in ("vision", "region_prompts", "projector")
+        factor = 2.0 if path[-1] == "kernel" and seen else 1.0
         np.testing.assert_allclose(variable[...], factor * plain[path][...])
