@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from refvlm_jax.ckpt.convert.part import FOREIGN
 from refvlm_jax.ckpt.convert.tensors import ConvertError
 from refvlm_jax.ckpt.convert.verify.compare import compare, compare_norms
 from refvlm_jax.ckpt.convert.verify.golden import verify_bundle
@@ -31,8 +30,6 @@ def recorded(name: str) -> Path:
     path = GOLDEN / name
     if not (GOLDEN / f"{name}.config.json").exists():
         pytest.skip("no golden bundle")
-    if name == "sam_mask" and any("SAM" in part.what for part in FOREIGN):
-        pytest.skip("no SAM module")
     return path
 
 

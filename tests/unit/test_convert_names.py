@@ -50,7 +50,7 @@ def test_stacked_rows_read_only_the_layers_they_cover() -> None:
     found = row.read(tensors, (slice(1, 3), slice(0, 2), slice(0, 4)))
     assert read == [1, 2] and found.shape == (2, 2, 4)
     np.testing.assert_array_equal(found[:, 0, 0], [1, 2])
-    back = dict(row.split(row.read(tensors, whole((5, 3, 4)))))
+    back = dict(names.split([row], [row.read(tensors, whole((5, 3, 4)))]))
     assert list(back) == list(tensors) and back["l.4.weight"].shape == (4, 3)
 
 

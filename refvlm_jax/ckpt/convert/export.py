@@ -17,7 +17,7 @@ from refvlm_jax.ckpt.convert.files import fresh
 from refvlm_jax.ckpt.convert.import_ import EXTRA
 from refvlm_jax.ckpt.convert.lora import adapter_rows, merge_lora
 from refvlm_jax.ckpt.convert.model_config import table
-from refvlm_jax.ckpt.convert.names import Row, Rows
+from refvlm_jax.ckpt.convert.names import Row, Rows, grouped, split
 from refvlm_jax.ckpt.convert.orbax_io import StoredCheckpoint, open_checkpoint
 from refvlm_jax.ckpt.convert.part import Part, at, owner, parts, put
 from refvlm_jax.ckpt.convert.parts.llama import write_lora
@@ -32,7 +32,7 @@ Lora = Literal["merge", "adapter"]
 
 @dataclass(frozen=True)
 class Item:
-    """A parameter, with LoRA applied if it is to be merged, or an unused tensor; it gives tensors."""
+    """Parameters that are made of the same tensors, or one unused tensor."""
 
     entries: tuple[Entry, ...]
     """Keys of a training checkpoint, in the order `read` gives them."""
@@ -78,14 +78,14 @@ def plan_export(
     low_rank = {row.name: row for row in rows if ".lora." in row.name}
     factor = config.llama.lora.alpha / config.llama.lora.rank if config.llama.lora else 0.0
     items, adapter = [], []
-    for row in rows:
-        if row.name in low_rank:
+    for group in grouped(rows):
+        if group[0].name in low_rank:
             if lora == "adapter":
-                adapter.append(build.plain(row))
-        elif lora == "merge" and (pair := adapter_rows(row, low_rank)):
-            items.append(build.merged(row, pair, factor))
+                adapter.append(build.plain(group))
+        elif lora == "merge" and (pair := adapter_rows(group[0], low_rank)):
+            items.append(build.merged(group, pair, factor))
         else:
-            items.append(build.plain(row))
+            items.append(build.plain(group))
     items += [build.unused(name) for name in stored.items.get(EXTRA, {})]
     if not low_rank or lora == "merge":
         torch_config.pop("llm_lora", None)
@@ -204,16 +204,19 @@ class _Items:
         names = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
         self._dtype = None if dtype == "keep" else DTYPES[names[dtype]]
 
-    def plain(self, row: Row) -> Item:
-        """A parameter as it is."""
-        return Item(self._entries(row), lambda: row.split(self._read(row.name)))
+    def plain(self, group: Rows) -> Item:
+        """Parameters as they are."""
+        return Item(
+            self._entries(group[0]), lambda: split(group, [self._read(r.name) for r in group])
+        )
 
-    def merged(self, row: Row, pair: tuple[Row, Row], factor: float) -> Item:
+    def merged(self, group: Rows, pair: tuple[Row, Row], factor: float) -> Item:
         """A kernel with its LoRA added, in fp32."""
+        (row,) = group
 
         def read() -> Iterator[tuple[str, np.ndarray]]:
             a, b = (self._read(r.name) for r in pair)
-            return row.split(merge_lora(self._read(row.name), a, b, factor))
+            return split(group, [merge_lora(self._read(row.name), a, b, factor)])
 
         return Item(self._entries(row), read)
 

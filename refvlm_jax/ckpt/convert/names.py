@@ -250,6 +250,9 @@ class Row:
     """The parameter has a leading layer axis, one PyTorch tensor a layer."""
     optional: bool = False
     """Some models lack it."""
+    share: tuple[int, int] | None = None
+    """(index, count): the parameter is this part of the first axis of every tensor, whose other
+    parts belong to other rows of the same keys; queries, keys and values are often stored as one."""
 
     def shape(self, tensors: Tensors) -> Shape:
         """Our shape.
@@ -265,7 +268,7 @@ class Row:
                     "stack must be equal, so the file is damaged or mixed from two models"
                 )
         try:
-            one = self.transform.shape(shapes[0])
+            one = self.transform.shape(self._shared(shapes[0]))
         except (ConvertError, IndexError) as error:
             raise ConvertError(f"{self.keys[0]} of shape {shapes[0]}: {error}") from error
         return (len(self.keys), *one) if self.stacked else one
@@ -277,29 +280,58 @@ class Row:
     def read(self, tensors: Tensors, index: Index, dtype: np.dtype | None = None) -> np.ndarray:
         """Our part `index`, read from the bytes it needs."""
         if not self.stacked:
-            ref = tensors[self.keys[0]]
-            part = self.transform.read(ref.read, ref.shape, index)
+            part = self._read(tensors[self.keys[0]], index)
             return contiguous(part).astype(dtype or part.dtype, copy=False)
         dtype = dtype or self.dtype(tensors)
         out = np.empty(extent(index), dtype)
         for place, layer in enumerate(range(index[0].start, index[0].stop)):
-            ref = tensors[self.keys[layer]]
-            part = self.transform.read(ref.read, ref.shape, index[1:])
-            out[place] = contiguous(part)
+            out[place] = contiguous(self._read(tensors[self.keys[layer]], index[1:]))
         return out
+
+    def _read(self, ref: TensorRef, index: Index) -> np.ndarray:
+        if self.share is None:
+            return self.transform.read(ref.read, ref.shape, index)
+        shape = self._shared(ref.shape)
+        start = self.share[0] * shape[0]
+
+        def read(index: Index) -> np.ndarray:
+            first = slice(index[0].start + start, index[0].stop + start)
+            return ref.read((first, *index[1:]))
+
+        return self.transform.read(read, shape, index)
+
+    def _shared(self, torch: Shape) -> Shape:
+        """Shape of the part of a PyTorch tensor that is this row's."""
+        if self.share is None:
+            return torch
+        count = self.share[1]
+        if torch[0] % count:
+            raise ConvertError(f"the first axis must hold {count} equal parts")
+        return (torch[0] // count, *torch[1:])
 
     def torch_shape(self, ours: Shape) -> Shape:
         """Shape of each PyTorch tensor of a parameter of shape `ours`."""
-        return self.transform.torch_shape(ours[1:] if self.stacked else ours)
-
-    def split(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """The PyTorch tensors of a parameter, in the order of `keys`."""
-        layers = array if self.stacked else array[None]
-        for key, layer in zip(self.keys, layers, strict=True):
-            yield key, self.transform.inverse(layer)
+        shape = self.transform.torch_shape(ours[1:] if self.stacked else ours)
+        return shape if self.share is None else (shape[0] * self.share[1], *shape[1:])
 
 
 Rows = list[Row]
+
+
+def grouped(rows: Sequence[Row]) -> list[Rows]:
+    """Rows that share their tensors together, in the order of their parts."""
+    found: dict[tuple[str, ...], Rows] = {}
+    for one in rows:
+        found.setdefault(one.keys, []).append(one)
+    return [sorted(group, key=lambda r: r.share or (0, 1)) for group in found.values()]
+
+
+def split(group: Rows, arrays: Sequence[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """The PyTorch tensors of a group of rows and their parameters, in the order of the keys."""
+    stacks = [a if r.stacked else a[None] for r, a in zip(group, arrays, strict=True)]
+    for place, key in enumerate(group[0].keys):
+        parts = [r.transform.inverse(s[place]) for r, s in zip(group, stacks, strict=True)]
+        yield key, parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def row(name: str, key: str, transform: Transform = KEEP, *, optional: bool = False) -> Row:

@@ -81,12 +81,8 @@ class Foreign:
     """Prefixes of its keys in a training checkpoint."""
 
 
-_MASK = "visual_decoder.mask"
-FOREIGN = (
-    Foreign("the SAM mask decoder", (f"{_MASK}.sam.", f"{_MASK}.in_proj_queries.0.")),
-    Foreign("the depth decoder", ("visual_decoder.depth.",)),
-)
-"""Released SAM runs keep theirs under the prefix of the mask decoder."""
+FOREIGN = (Foreign("the depth decoder", ("visual_decoder.depth.",)),)
+"""Most of them never ran in PyTorch."""
 
 
 @cache

@@ -10,6 +10,7 @@ from refvlm_jax.config.model import (
     ConvNextConfig,
     KeypointUnitConfig,
     RefVLMConfig,
+    SamUnitConfig,
 )
 from refvlm_jax.config.resolve import build, to_dict
 
@@ -21,11 +22,19 @@ class WholeConfig(RefVLMConfig):
     tower: ConvNextConfig | None = None
     adapter: AdapterConfig | None = None
     keypoint: KeypointUnitConfig | None = None
+    sam: SamUnitConfig | None = None
     map_dims: tuple[int, ...] | None = None
     """Channels of the feature maps the units choose from, where a tower that is not among these
     weights makes them; None: they follow from the parts."""
+    query_dim: int | None = None
+    """Width of the states the units query with, where the language model is not among these weights."""
     vocab_padding: int = 0
     """Rows at the end of our vocabulary that PyTorch's lacks."""
+
+    @property
+    def query_width(self) -> int:
+        """Width of the states the units query with."""
+        return self.query_dim or self.llama.width
 
     @property
     def unit_dims(self) -> tuple[int, ...]:
@@ -42,7 +51,7 @@ class WholeConfig(RefVLMConfig):
         return dims if self.adapter is None else (*dims[:-1], self.llama.width)
 
 
-_OURS = ("map_dims", "vocab_padding")
+_OURS = ("map_dims", "query_dim", "vocab_padding")
 
 
 def write_config(config: WholeConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ module at fault. Shape legend: see `sequences`; `Q` query slots, `D` width of th
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from refvlm_jax.ckpt.convert.verify.sequences import (
     references,
 )
 from refvlm_jax.ckpt.convert.whole import WholeConfig
-from refvlm_jax.config.model import BoxUnitConfig, MaskUnitConfig
+from refvlm_jax.config.model import BoxUnitConfig, MaskUnitConfig, SamUnitConfig
 from refvlm_jax.models.clip_vit import VisionFeatures
 from refvlm_jax.models.placement import place
 from refvlm_jax.models.units.features import with_tower
@@ -31,7 +31,7 @@ from refvlm_jax.models.units.losses import box_loss_sums, mask_loss_sums
 from refvlm_jax.trp.tokens import IGNORE_ID, PHRASE_CLOSE, PHRASE_OPEN
 
 Arrays = dict[str, Any]
-_UNITS = {"box": ("box",), "mask": ("mask",), "keypoint": ("box", "keypoint")}
+_UNITS = {"box": ("box",), "mask": ("mask",), "sam": ("mask",), "keypoint": ("box", "keypoint")}
 """Decoder -> units of the samples it answers; the released keypoint data calls its unit box."""
 
 
@@ -99,11 +99,12 @@ def forward(models: Mapping[str, Any], given: Inputs) -> tuple[Arrays, Arrays]:
     embeddings = _embeddings(models, given, features, outs)
     hidden = _language(models, given, embeddings, outs, costs)
     features, queries, held = _adapted(models, given, features, hidden, outs)
-    for name in ("box", "mask", "keypoint"):
+    if "sam" in models:
+        features = _with_sam(models["sam"], given, features)
+    units = {"box": _box, "mask": _mask, "sam": _mask, "keypoint": _keypoint}
+    for name, decode in units.items():
         if name in models:
-            {"box": _box, "mask": _mask, "keypoint": _keypoint}[name](
-                models[name], given, features, _slots(queries, models[name]), held, outs, costs
-            )
+            decode(models[name], given, features, _slots(queries, models[name]), held, outs, costs)
     return outs, costs
 
 
@@ -130,6 +131,14 @@ def _tower_maps(models: Mapping[str, Any], given: Inputs) -> list[Any] | None:
     return list(
         models["tower"](jnp.asarray(given.arrays["pixel_values_tower"].transpose(0, 2, 3, 1)))
     )
+
+
+def _with_sam(unit: Any, given: Inputs, features: VisionFeatures) -> VisionFeatures:
+    """SAM's own view of the picture as the last map."""
+    if "pixel_values_tower" not in given.arrays:
+        raise ConvertError("in.pixel_values_tower is missing, which SAM reads")
+    pictures = jnp.asarray(given.arrays["pixel_values_tower"].transpose(0, 2, 3, 1))
+    return VisionFeatures(features.tokens, (*features.maps, unit.encode(pictures)))
 
 
 def _embeddings(
@@ -221,21 +230,46 @@ def _pad(x: Any, count: int) -> Any:
     return jnp.pad(x, ((0, 0), (0, count - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
 
 
-class _Own:
-    """What one decoder answers: its slots' validity, groups and targets as [B, Q, ...]."""
+class Answered:
+    """What one decoder answers: its slots' validity and groups, and targets, as [B, Q, ...]."""
 
-    def __init__(self, given: Inputs, unit: str, count: int):
-        refs, self._given, self._unit, self._count = given.refs, given, unit, count
-        self.every = np.asarray(_pad_host(refs.valid, count))
-        self.valid = self.every & refs.of(_UNITS[unit])[:, None]
-        self.group = np.where(self.valid, _pad_host(refs.group, count), -1)
+    def __init__(
+        self,
+        valid: np.ndarray,
+        group: np.ndarray,
+        targets: Callable[[str], np.ndarray | None],
+    ):
+        self.valid, self.targets = valid, targets
+        self.group = np.where(valid, group, -1)
 
-    def targets(self, what: str) -> np.ndarray | None:
-        """Recorded targets; None if there are none of this kind."""
-        values = self._given.arrays.get(what)
-        if values is None:
-            return None
-        return _pad_host(self._given.refs.targets(values, _UNITS[self._unit], what), self._count)
+    @classmethod
+    def of(cls, given: Inputs, unit: str, count: int) -> "Answered":
+        """Of the whole model's decoder `unit` with `count` slots."""
+        refs, names = given.refs, _UNITS[unit]
+
+        def targets(what: str) -> np.ndarray | None:
+            values = given.arrays.get(what)
+            return None if values is None else _pad_host(refs.targets(values, names, what), count)
+
+        valid = _pad_host(refs.valid, count) & refs.of(names)[:, None]
+        return cls(valid, _pad_host(refs.group, count), targets)
+
+    @classmethod
+    def listed(cls, valid: np.ndarray, seqs: Any, arrays: Mapping[str, np.ndarray]) -> "Answered":
+        """Of a decoder that was recorded alone: slots as given, targets over the valid ones."""
+        group = np.zeros(valid.shape, np.int32)
+        for b, groups in enumerate(seqs or []):
+            numbers = [g for g, seq in enumerate(groups or []) for _ in seq]
+            group[b, : len(numbers)] = numbers[: valid.shape[1]]
+
+        def targets(what: str) -> np.ndarray | None:
+            if what not in arrays:
+                return None
+            found = np.zeros((*valid.shape, *arrays[what].shape[1:]), arrays[what].dtype)
+            found[np.nonzero(valid)] = arrays[what]
+            return found
+
+        return cls(valid, group, targets)
 
     @property
     def number(self) -> int:
@@ -256,7 +290,7 @@ def _box(
     unit: Any, given: Inputs, features: Any, queries: Any, held: Any, outs: Arrays, costs: Arrays
 ) -> None:
     config: BoxUnitConfig = unit.config
-    own, held = _Own(given, "box", config.num_queries), _pad_host(held, config.num_queries)
+    own, held = Answered.of(given, "box", config.num_queries), _pad_host(held, config.num_queries)
     states = unit.states(queries, jnp.asarray(held), features.maps)
     boxes = unit.boxes(states)
     outs |= {"box_ref_hidden_states": states, "box_ref_mask": own.valid}
@@ -275,15 +309,18 @@ def _box(
 def _mask(
     unit: Any, given: Inputs, features: Any, queries: Any, held: Any, outs: Arrays, costs: Arrays
 ) -> None:
-    config: MaskUnitConfig = unit.config
-    own, held = _Own(given, "mask", config.num_queries), _pad_host(held, config.num_queries)
+    config: MaskUnitConfig | SamUnitConfig = unit.config
+    own, held = Answered.of(given, "mask", config.num_queries), _pad_host(held, config.num_queries)
     logits = unit(queries, jnp.asarray(held), features.maps)
     outs |= {"mask_ref_mask": own.valid, "mask_preds": own.rows(logits)}
     outs["mask_loss"] = costs["mask"] = mask_cost(logits, own, given.arrays, config)
 
 
 def mask_cost(
-    logits: Any, own: Any, arrays: Mapping[str, np.ndarray], config: MaskUnitConfig
+    logits: Any,
+    own: Answered,
+    arrays: Mapping[str, np.ndarray],
+    config: MaskUnitConfig | SamUnitConfig,
 ) -> Any:
     """Mean mask loss over the instances, weighted; zero without any."""
     targets = own.targets("masks")
@@ -302,7 +339,10 @@ def _keypoint(
     unit: Any, given: Inputs, features: Any, queries: Any, held: Any, outs: Arrays, costs: Arrays
 ) -> None:
     config = unit.config
-    own, held = _Own(given, "keypoint", config.num_queries), _pad_host(held, config.num_queries)
+    own, held = (
+        Answered.of(given, "keypoint", config.num_queries),
+        _pad_host(held, config.num_queries),
+    )
     found = unit(queries, jnp.asarray(held), features.maps)
     outs |= {"pose_ref_mask": own.valid, "pose_preds": own.rows(found.points)}
     boxes, points = own.targets("boxes_cxcywh"), own.targets("keypoints")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from refvlm_jax.ckpt.convert.names import grouped, split
 from refvlm_jax.ckpt.convert.tensors import ConvertError
 from refvlm_jax.ckpt.convert.verify import forward as whole_model
 from refvlm_jax.ckpt.convert.verify.bundle import Bundle, open_bundle
@@ -54,6 +55,9 @@ def _entries(bundle: Bundle) -> list[Entry]:
     if not differentiate:
         return entries
     by_key = torch_tensors(bundle, {name: np.asarray(grad) for name, grad in grads.items()})
+    if len(bundle.plan.parts) == 1:  # bundles of one module leave its prefix out
+        start = bundle.plan.parts[0].prefix
+        by_key |= {key.removeprefix(start): grad for key, grad in by_key.items()}
     norms = {key: float(np.linalg.norm(g.astype(np.float64))) for key, g in by_key.items()}
     entries += compare_norms(norms, recorded["gradnorm"])
     return entries + [
@@ -70,7 +74,11 @@ def define_parts(bundle: Bundle) -> dict[str, ModelDef]:
 
 def torch_tensors(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays by our names as PyTorch tensors by their keys."""
-    return {key: tensor for row in bundle.plan.rows for key, tensor in row.split(arrays[row.name])}
+    return {
+        key: tensor
+        for group in grouped(bundle.plan.rows)
+        for key, tensor in split(group, [arrays[row.name] for row in group])
+    }
 
 
 def _merge(models: Mapping[str, ModelDef], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +119,21 @@ def _tower(tower: Any, arrays: Mapping[str, np.ndarray], _: Bundle) -> tuple[Arr
     return {name: found.transpose(0, 3, 1, 2) for name, found in maps.items()}, {}
 
 
-_ALONE = {"tower": _tower}
+def _sam(unit: Any, arrays: Mapping[str, np.ndarray], bundle: Bundle) -> tuple[Arrays, Arrays]:
+    """Embedding, probabilities of the valid references, and the mask cost."""
+    pictures = jnp.asarray(arrays["pixel_values_tower"].transpose(0, 2, 3, 1))
+    embedding, valid = unit.encode(pictures), arrays["ref_mask"]
+    logits = unit(jnp.asarray(arrays["ref_hidden_states"]), jnp.asarray(valid), (embedding,))
+    own = whole_model.Answered.listed(valid, bundle.config.get("decode_seqs"), arrays)
+    cost = whole_model.mask_cost(logits, own, arrays, unit.config)
+    outs = {
+        "image_embedding": embedding.transpose(0, 3, 1, 2),
+        "mask_probabilities": jax.nn.sigmoid(own.rows(logits)),
+    }
+    return outs, {"mask": cost, "mask_cost": cost, "loss": cost}
+
+
+_ALONE = {"tower": _tower, "sam": _sam}
 """Parts that have bundles of their own: (module, `in.*`, bundle) -> (`out.*`, `loss.*`), where
 `loss.loss` is what gradients were recorded of."""
 
