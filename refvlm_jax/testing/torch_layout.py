@@ -19,6 +19,7 @@ from refvlm_jax.config.model import (
     KeypointUnitConfig,
     LlamaConfig,
     MaskUnitConfig,
+    SamUnitConfig,
     VisionConfig,
 )
 
@@ -26,12 +27,15 @@ _FEATURES = (0, 1, 2, 4)
 _POOL = 1 << 24
 
 
-def released_config(layers: int | None = None, *, adapter: bool = False) -> WholeConfig:
+def released_config(
+    layers: int | None = None, *, adapter: bool = False, sam: bool = False
+) -> WholeConfig:
     """Vicuna-7B, CLIP ViT-L/14-336, ConvNeXt-L and the decoders as released.
 
     Args:
       layers: at most so many layers of the language model, of the tower and of each of its stages.
       adapter: with the optional two-way adapter, which no released recipe has.
+      sam: with Segment Anything; released runs have it instead of the mask decoder.
     """
     box = BoxUnitConfig(features=_FEATURES)
     config = WholeConfig(
@@ -42,6 +46,7 @@ def released_config(layers: int | None = None, *, adapter: bool = False) -> Whol
         ),
         tower=ConvNextConfig(),
         adapter=AdapterConfig() if adapter else None,
+        sam=SamUnitConfig() if sam else None,
     )
     if layers is None:
         return config

@@ -190,26 +190,22 @@ def test_names_and_shapes_of_the_released_model() -> None:
         elif line.startswith("   ") and line.rstrip().endswith(")") and ":" not in line:
             key, _, shape = line.strip().partition(" (")
             section[key] = tuple(int(n) for n in shape.rstrip(")").split(",") if n.strip())
-    config = released_config(adapter=True)
-    of = {part.name: torch_shapes(config, part) for part in parts()}
+    config, adapted = released_config(sam=True), released_config(adapter=True)
+    of = {part.name: torch_shapes(config, part) for part in parts() if part.name != "adapter"}
+    (adapter,) = (part for part in parts() if part.name == "adapter")
+    assert torch_shapes(adapted, adapter) == recorded["vd_adapter"]
     assert of["projector"] == recorded["projector"]
     assert of["region_prompts"] == recorded["vpt"]
-    assert of["mask"] == recorded["mask"]
-    plain = replace(config, adapter=None)
-    of |= {
-        part.name: torch_shapes(plain, part)
-        for part in parts()
-        if part.name in ("box", "mask", "keypoint")
-    }
     assert of["box"] == recorded["box"]
+    assert of["mask"] == recorded["mask"]
     assert of["keypoint"] == recorded["pose"]
-    assert of["adapter"] == recorded["vd_adapter"]
+    sam = {k.removeprefix("sam."): v for k, v in of["sam"].items() if k.startswith("sam.")}
+    assert len(sam) == 594 and recorded["sam_h"].items() <= sam.items()
+    assert of["sam"]["in_proj_queries.2.weight"] == (256, 4096)
     vision = recorded["convnext_large"]
     for name, start in (("vision", ""), ("tower", "visual.trunk.")):
-        want = {
-            start + k: v
-            for k, v in vision.items()
-            if k.startswith("vision_model") == (name == "vision")
+        own = {
+            k: v for k, v in vision.items() if k.startswith("vision_model") == (name == "vision")
         }
-        assert want.items() <= of[name].items()
-    assert len(of["vision"]) == 391 and len(of["tower"]) == 342 + 2
+        assert {start + k: v for k, v in own.items()}.items() <= of[name].items()
+    assert len(of["vision"]) == 391 and len(of["tower"]) == 342

@@ -65,7 +65,7 @@ def write_detr(
     dims = config.unit_dims
     return {
         "num_queries": c.num_queries,
-        "quries_input_dim": query_dim or config.llama.width,
+        "quries_input_dim": query_dim or config.query_width,
         "encoder_input_index": list(c.features),
         "encoder_input_dim": [dims[i] for i in c.features],
         "d_model": c.width,

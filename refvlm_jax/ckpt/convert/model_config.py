@@ -39,7 +39,19 @@ def compose(config: TorchConfig, chosen: Sequence[Part]) -> WholeConfig:
         elif type(None) in typing.get_args(hints[part.attribute]):
             values.setdefault(part.attribute, None)
     whole = WholeConfig(**values)
+    if not any(part.name == "llama" for part in chosen):
+        whole = replace(whole, query_dim=_query_dim(config.get("visual_decoder")))
     return replace(whole, map_dims=_map_dims(config, whole))
+
+
+def _query_dim(decoders: Any) -> int | None:
+    """What the decoders say of the language model's width."""
+    for name in ("box", "mask", "pose"):
+        node = decoders.get(name) if isinstance(decoders, Mapping) else None
+        for tree in (node, (node or {}).get("box_config")):
+            if isinstance(tree, Mapping) and isinstance(tree.get("quries_input_dim"), int):
+                return tree["quries_input_dim"]
+    return None
 
 
 def _map_dims(config: TorchConfig, whole: WholeConfig) -> tuple[int, ...] | None:

@@ -92,7 +92,7 @@ def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:
     from refvlm_jax.models.units.box import BoxUnit
 
     assert config.box is not None
-    return BoxUnit(config.box, config.unit_dims, config.llama.width, rngs)
+    return BoxUnit(config.box, config.unit_dims, config.query_width, rngs)
 
 
 PART = Part(

@@ -47,7 +47,7 @@ def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:
     from refvlm_jax.models.units.keypoint import KeypointUnit
 
     assert config.keypoint is not None
-    return KeypointUnit(config.keypoint, config.unit_dims, config.llama.width, rngs)
+    return KeypointUnit(config.keypoint, config.unit_dims, config.query_width, rngs)
 
 
 def read(config: TorchConfig, root: TorchConfig) -> KeypointUnitConfig:

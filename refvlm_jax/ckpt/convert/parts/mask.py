@@ -110,7 +110,7 @@ def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:
     from refvlm_jax.models.units.mask import MaskUnit
 
     assert config.mask is not None
-    return MaskUnit(config.mask, config.unit_dims, config.llama.width, rngs)
+    return MaskUnit(config.mask, config.unit_dims, config.query_width, rngs)
 
 
 PART = Part(

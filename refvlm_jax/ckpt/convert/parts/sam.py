@@ -121,7 +121,7 @@ def module(config: WholeConfig, rngs: nnx.Rngs) -> nnx.Module:
     from refvlm_jax.models.units.sam import SamUnit
 
     assert config.sam is not None
-    return SamUnit(config.sam, config.llama.width, rngs)
+    return SamUnit(config.sam, config.query_width, rngs)
 
 
 def read(config: TorchConfig, root: TorchConfig) -> SamUnitConfig:
@@ -180,7 +180,7 @@ def write(config: WholeConfig) -> dict[str, Any]:
     }
     return {
         "num_queries": c.num_queries,
-        "quries_input_dim": config.llama.width,
+        "quries_input_dim": config.query_width,
         "d_model": e.out_width,
         "use_group_matcher": c.group_matching,
         "mask_loss_coefficient": c.focal_weight,
