@@ -4,10 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from refvlm_jax.ckpt.convert.part import parts
+from refvlm_jax.config import model as cfg
+from refvlm_jax.testing.torch_layout import tiny_config, torch_shapes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -109,6 +114,52 @@ def test_torch_files_nested_and_half_precision(tmp_path: Path) -> None:
     assert back.keys() == state.keys()
     for key, tensor in state.items():
         assert back[key].read().tobytes() == tensor.view(torch.int16).numpy().tobytes()
+
+
+def test_files_of_other_projects(tmp_path: Path) -> None:
+    """SAM's own .pth and an open_clip folder; text halves and pixel constants are left out."""
+    rng = np.random.default_rng(0)
+    encoder = cfg.SamEncoderConfig(
+        image_size=64,
+        width=32,
+        layers=3,
+        heads=4,
+        mlp_dim=64,
+        global_layers=(1,),
+        window=3,
+        out_width=32,
+    )
+    sam = cfg.SamUnitConfig(encoder=encoder, layers=1, mlp_dim=24, iou_hidden=16)
+    config = replace(tiny_config(), sam=sam)
+    files = {}
+    for name, start, place, other in (
+        ("sam", "sam.", "sam_vit.pth", "pixel_mean"),
+        ("tower", "", "clip/open_clip_pytorch_model.bin", "text.token_embedding.weight"),
+    ):
+        (part,) = (part for part in parts() if part.name == name)
+        own = {
+            key: rng.standard_normal(shape).astype(np.float32)
+            for key, shape in torch_shapes(config, part).items()
+            if key.startswith(start)
+        }
+        path = tmp_path / place
+        path.parent.mkdir(exist_ok=True)
+        state = {k.removeprefix(start): torch.from_numpy(v) for k, v in own.items()}
+        torch.save({**state, other: torch.ones(3)}, path)
+        files[name] = ({part.prefix + k: v for k, v in own.items()}, path)
+    (tmp_path / "clip" / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 7}}')
+    for name, (own, path) in files.items():
+        source = path.parent if name == "tower" else path
+        plan = import_weights([source], tmp_path / name)
+        assert len(plan.ignored) == 1
+        export_weights(tmp_path / name, tmp_path / f"{name}-out")
+        back = _source(tmp_path / f"{name}-out")
+        assert back.keys() == own.keys()
+        assert all(back[key].read().tobytes() == own[key].tobytes() for key in own)
+    kept = json.loads(
+        (tmp_path / "tower-out" / "visual_tower" / "open_clip_config.json").read_text()
+    )
+    assert kept == {"model_cfg": {"embed_dim": 7}}
 
 
 def test_inspect_touches_no_device(checkpoint: Path, capsys) -> None:

@@ -15,6 +15,7 @@ from refvlm_jax.ckpt.convert.tensors import (
     ConvertError,
     Index,
     Shape,
+    TensorRef,
     Tensors,
     common_dtype,
     contiguous,

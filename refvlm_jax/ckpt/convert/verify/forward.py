@@ -329,7 +329,12 @@ def mask_cost(
     pixels = arrays.get("pixel_masks", np.ones((len(logits), *targets.shape[2:])))
     pixels = np.broadcast_to((pixels > 0)[:, None], targets.shape)
     sums = mask_loss_sums(
-        logits, targets, jnp.asarray(own.group), jnp.asarray(own.valid), jnp.asarray(pixels), config
+        logits,
+        jnp.asarray(targets),
+        jnp.asarray(own.group),
+        jnp.asarray(own.valid),
+        jnp.asarray(pixels),
+        config,
     )
     cost = config.focal_weight * sums["mask_focal"] + config.dice_weight * sums["mask_dice"]
     return cost / own.number
