@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from refvlm_jax.ckpt.convert.tensors import ConvertError
+from refvlm_jax.ckpt.convert.verify.bundle import open_bundle
 from refvlm_jax.ckpt.convert.verify.compare import compare, compare_norms
 from refvlm_jax.ckpt.convert.verify.golden import verify_bundle
 from refvlm_jax.cli.main import main
@@ -41,6 +42,18 @@ def test_every_recorded_number(name: str) -> None:
     wanted = load_file(f"{path}.tensors.safetensors")
     assert {entry.name for entry in entries} == {k for k in wanted if not k.startswith("in.")}
     assert [entry for entry in entries if not entry.passed] == []
+
+
+def test_tables_agree_with_the_mapping_by_hand() -> None:
+    import golden_weights
+
+    path = recorded("refvlm_box_mask")
+    bundle = open_bundle(path)
+    want = golden_weights.refvlm(load_file(f"{path}.weights.safetensors"), dict(bundle.config))
+    found = bundle.params()
+    assert found.keys() == want.keys()
+    for name, array in want.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from refvlm_jax.ckpt.convert.files import fresh
+from refvlm_jax.ckpt.convert.files import check_free, fresh
 from refvlm_jax.ckpt.convert.import_ import EXTRA
 from refvlm_jax.ckpt.convert.lora import adapter_rows, merge_lora
 from refvlm_jax.ckpt.convert.model_config import table
@@ -113,9 +113,10 @@ def export_weights(
     Raises:
       ConvertError: `out` exists, the checkpoint is damaged, or PyTorch has no such model.
     """
+    check_free(out)
     stored = open_checkpoint(checkpoint, step)
+    plan = plan_export(stored, lora=lora, dtype=dtype, vocab_size=vocab_size)
     with fresh(out) as target:
-        plan = plan_export(stored, lora=lora, dtype=dtype, vocab_size=vocab_size)
         if out.suffix == ".safetensors":
             metadata = {CONFIG_KEY: json.dumps(plan.torch_config)}
             _write_file(target, (*plan.items, *plan.adapter), "", metadata)

@@ -11,6 +11,12 @@ from typing import Any
 from refvlm_jax.ckpt.convert.tensors import ConvertError
 
 
+def check_free(out: Path) -> None:
+    """Raises ConvertError if something other than an empty folder is at `out`."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConvertError(f"{out} exists already; remove it or choose another place")
+
+
 @contextlib.contextmanager
 def fresh(out: Path) -> Iterator[Path]:
     """A path beside `out` to write a folder or file to; becomes `out` if nothing fails.
@@ -18,8 +24,7 @@ def fresh(out: Path) -> Iterator[Path]:
     Raises:
       ConvertError: `out` exists and is not an empty folder.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConvertError(f"{out} exists already; remove it or choose another place")
+    check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     _remove(partial)

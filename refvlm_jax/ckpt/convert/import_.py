@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refvlm_jax.ckpt.convert.files import fresh
+from refvlm_jax.ckpt.convert.files import check_free, fresh
 from refvlm_jax.ckpt.convert.model_config import complete, compose, present, table
 from refvlm_jax.ckpt.convert.names import Row, Rows
 from refvlm_jax.ckpt.convert.part import Part, check_owned, owner
@@ -86,8 +86,10 @@ def import_weights(
     Raises:
       ConvertError: `out` exists, or the sources are damaged, incomplete or contradictory.
     """
+    check_free(out)
+    plan = plan_import(open_sources(sources, config), pad_vocab)
     with fresh(out) as folder:
-        return _write(plan_import(open_sources(sources, config), pad_vocab), sources, folder)
+        return _write(plan, sources, folder)
 
 
 def _write(found: Plan, sources: Sequence[Path], folder: Path) -> Plan:

@@ -108,9 +108,9 @@ def as_json(entries: Iterable[Stored]) -> list[dict[str, Any]]:
     return [asdict(entry) for entry in entries]
 
 
-def _size(count: int) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count = count / 1024  # type: ignore[assignment]
-    raise AssertionError
+def _size(count: float) -> str:
+    units = ["B", "KiB", "MiB", "GiB"]
+    while count >= 1024 and len(units) > 1:
+        count /= 1024
+        units.pop(0)
+    return f"{count:.1f} {units[0]}" if units[0] != "B" else f"{count:.0f} B"
