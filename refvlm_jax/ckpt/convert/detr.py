@@ -62,6 +62,12 @@ def write_detr(
             f"{name}.mask_padding_queries, value_positions and position_cycles have no PyTorch "
             "counterpart; only decoders that leave them at their defaults can be exported"
         )
+    wanted = "bias" if config.adapter is None else "zero"
+    if getattr(c, "empty_queries", wanted) != wanted:
+        raise ConvertError(
+            f"{name}.empty_queries = {c.empty_queries!r} has no PyTorch counterpart, which has "  # type: ignore[union-attr]
+            f"{wanted!r} {'without' if config.adapter is None else 'with'} the adapter"
+        )
     dims = config.unit_dims
     return {
         "num_queries": c.num_queries,

@@ -57,9 +57,10 @@ def write_checkpoint(
 
 def _write_item(path: Path, arrays: Mapping[str, Lazy]) -> None:
     registry = type_handlers.create_type_handler_registry((Lazy, _LazyHandler()))
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
-    with quiet_orbax(), ocp.Checkpointer(handler) as writer:
-        writer.save(path.absolute(), dict(arrays))
+    with quiet_orbax():
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as writer:
+            writer.save(path.absolute(), dict(arrays))
 
 
 class _LazyHandler(type_handlers.TypeHandler):

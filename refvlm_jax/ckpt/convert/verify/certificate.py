@@ -20,7 +20,7 @@ from refvlm_jax.ckpt.convert.model_config import table
 from refvlm_jax.ckpt.convert.orbax_io import StoredCheckpoint, open_checkpoint
 from refvlm_jax.ckpt.convert.part import Part
 from refvlm_jax.ckpt.convert.reader import Source, open_source
-from refvlm_jax.ckpt.convert.tensors import DTYPE_NAMES, ConvertError, TensorRef
+from refvlm_jax.ckpt.convert.tensors import DTYPE_NAMES, ConvertError
 from refvlm_jax.ckpt.convert.verify import torch_side
 from refvlm_jax.ckpt.convert.verify.compare import TOLERANCES, Entry, compare, report
 from refvlm_jax.models.edits import Edit
@@ -82,8 +82,8 @@ def _tensor_records(
     for key, array in exported_tensors(stored, plan):
         if not key.startswith(prefixes):
             continue
-        own = hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
-        theirs = _sha256(source.tensors[key]) if key in source.tensors else None
+        own = _sha256(array)
+        theirs = _sha256(source.tensors[key].read()) if key in source.tensors else None
         found[key] = {
             "sha256": own,
             "dtype": DTYPE_NAMES[array.dtype],
@@ -93,8 +93,9 @@ def _tensor_records(
     return found
 
 
-def _sha256(ref: TensorRef) -> str:
-    return hashlib.sha256(np.ascontiguousarray(ref.read()).view(np.uint8).data).hexdigest()
+def _sha256(array: np.ndarray) -> str:
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.sha256(data.data).hexdigest()
 
 
 def _layers(

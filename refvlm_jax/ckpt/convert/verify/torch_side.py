@@ -3,6 +3,8 @@
 The only file of the converter, beside the reader of PyTorch files, that imports torch.
 """
 
+import contextlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,10 +64,15 @@ def projector_states(weights: Mapping[str, np.ndarray], x: np.ndarray) -> dict[s
 
 def _load(kind: Any, folder: Path, torch: Any) -> Any:
     try:
-        model = kind.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is the report's
+            model = _from_pretrained(kind, folder, torch)
     except Exception as error:  # from_pretrained raises many types
         why = " ".join(str(error).split())[:160]
         raise ConvertError(f"{folder} cannot be loaded by transformers ({why})") from error
     return model.eval()
+
+
+def _from_pretrained(kind: Any, folder: Path, torch: Any) -> Any:
+    return kind.from_pretrained(
+        str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
