@@ -69,3 +69,23 @@ def test_bytes_that_are_read(source: Path, monkeypatch, spec: PartitionSpec) -> 
     name = "projector.layers.1.kernel"
     found = load_sharded(source, {name: NamedSharding(two, spec)})[name]
     assert sum(read) == found.nbytes == WIDTH * WIDTH * 4
+
+
+def test_inspect_names_the_shardings_of_a_run(tmp_path: Path) -> None:
+    """Checkpoints that training wrote, in Orbax's own storage, are read and inspected alike."""
+    import json
+
+    import orbax.checkpoint as ocp
+
+    from refvlm_jax.ckpt.convert.inspect import inspect_path
+
+    value = np.arange(64, dtype=np.float32).reshape(8, 8)
+    array = jax.device_put(value, NamedSharding(mesh(), PartitionSpec("a", "b")))
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(tmp_path / "3" / "params", {"llama.norm.scale": array})
+    (tmp_path / "3" / "meta").mkdir()
+    (tmp_path / "3" / "meta" / "metadata").write_text(json.dumps({"schema_version": 1, "step": 3}))
+    (entry,) = inspect_path(tmp_path)
+    assert (entry.item, entry.name, entry.shape) == ("params", "llama.norm.scale", (8, 8))
+    assert (entry.dtype, entry.nbytes, entry.sharding) == ("float32", 256, "[a, b]")
+    np.testing.assert_array_equal(open_checkpoint(tmp_path).read("params", entry.name), value)

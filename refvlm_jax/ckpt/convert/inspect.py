@@ -2,19 +2,17 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 
-from refvlm_jax.ckpt.convert.orbax_io import open_checkpoint
+from refvlm_jax.ckpt.convert.orbax_io import open_checkpoint, stored_shardings
 from refvlm_jax.ckpt.convert.reader import open_source
 from refvlm_jax.ckpt.convert.tensors import DTYPE_NAMES, ConvertError
-from refvlm_jax.ckpt.manager import quiet_orbax
+from refvlm_jax.ckpt.items import ArrayInfo
 
 
 @dataclass(frozen=True)
@@ -61,22 +59,16 @@ def _of_source(path: Path) -> list[Stored]:
     ]
 
 
-def _of_item(folder: Path, item: str, arrays: Any) -> list[Stored]:
-    with quiet_orbax():
-        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder / item)).tree
+def _of_item(folder: Path, item: str, arrays: Mapping[str, ArrayInfo]) -> list[Stored]:
+    shardings = stored_shardings(folder / item)
     return [
-        Stored(item, name, info.shape, info.dtype, _bytes(info), _sharding(tree[name]))
+        Stored(item, name, info.shape, info.dtype, _bytes(info), shardings.get(name, ""))
         for name, info in arrays.items()
     ]
 
 
-def _bytes(info: Any) -> int:
+def _bytes(info: ArrayInfo) -> int:
     return math.prod(info.shape) * np.dtype(info.dtype).itemsize
-
-
-def _sharding(leaf: Any) -> str:
-    spec = getattr(getattr(leaf, "sharding", None), "partition_spec", None)
-    return "" if spec is None else str(tuple(spec)).replace("'", "")
 
 
 def tree_text(entries: Iterable[Stored], depth: int | None = None) -> str:

@@ -4,6 +4,7 @@ Arrays are stored uncompressed in chunks of a few megabytes, so that a process r
 reads little more than its own bytes.
 """
 
+import base64
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,6 @@ from refvlm_jax.ckpt.convert.tensors import ConvertError, Index, Shape, whole
 from refvlm_jax.ckpt.items import ArrayInfo, CheckpointError
 from refvlm_jax.ckpt.manager import (
     SCHEMA_VERSION,
-    item_info,
     quiet_orbax,
     read_meta,
     step_folder,
@@ -165,7 +165,7 @@ class StoredCheckpoint:
         """
         folder, info = self.folder / item, self.items[item][name]
         try:
-            stored = ts.open(_spec(folder, name), open=True, read=True, context=_CONTEXT).result()
+            stored = _open(folder, name)
             if tuple(stored.shape) != info.shape or stored.dtype.name != info.dtype:
                 raise ValueError(f"it is {stored.dtype.name}{list(stored.shape)}")
             return np.asarray(stored[index].read().result())
@@ -175,6 +175,35 @@ class StoredCheckpoint:
 
 _CONTEXT = ts.Context()
 """Shared, so that the index of a many-array store is parsed once."""
+
+
+def _open(folder: Path, name: str) -> Any:
+    return ts.open(_spec(folder, name), open=True, read=True, context=_CONTEXT).result()
+
+
+def _infos(folder: Path) -> dict[str, ArrayInfo]:
+    """Arrays of an item. Orbax's own reader of metadata would start a device."""
+    tree = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"]
+    found = {}
+    for entry in tree.values():
+        if entry["value_metadata"]["value_type"] in ("jax.Array", "np.ndarray", "scalar"):
+            name = ".".join(str(key["key"]) for key in entry["key_metadata"])
+            stored = _open(folder, name)
+            found[name] = ArrayInfo(tuple(stored.shape), stored.dtype.name)
+    return found
+
+
+def stored_shardings(folder: Path) -> dict[str, str]:
+    """Name -> partition specification it was saved with, for arrays that were on a mesh."""
+    file = folder / "_sharding"
+    if not file.is_file():
+        return {}
+    found = {}
+    for code, text in json.loads(file.read_text(encoding="utf-8")).items():
+        spec = json.loads(text).get("partition_spec")
+        if spec is not None:
+            found[base64.urlsafe_b64decode(code).decode()] = json.dumps(spec).replace('"', "")
+    return found
 
 
 def _spec(folder: Path, name: str) -> dict[str, Any]:
@@ -201,7 +230,7 @@ def open_checkpoint(path: Path, step: int | None = None) -> StoredCheckpoint:
         folder = folder.absolute()
         names = [p.name for p in folder.iterdir() if (p / "_METADATA").exists()]
         meta = read_meta(folder)
-        return StoredCheckpoint(folder, meta, {item: item_info(folder, item) for item in names})
+        return StoredCheckpoint(folder, meta, {item: _infos(folder / item) for item in names})
     except CheckpointError as error:
         raise ConvertError(str(error)) from error
     except Exception as error:
