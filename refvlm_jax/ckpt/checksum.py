@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
+_BLOCK = 1 << 20
+
 
 def device_checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
     """Checksum of every array, summed on the devices; all arrays share one mesh."""
@@ -26,12 +28,22 @@ def device_checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
     return {name: int(value) for name, value in sums.items()}
 
 
-def host_checksum(array: np.ndarray) -> int:
-    """The same number for an array in host memory."""
+def host_checksum(array: np.ndarray, start: int = 0) -> int:
+    """The same number for an array in host memory, in blocks so that no large copy is made.
+
+    Args:
+      start: place of the first element, for a part of an array: parts' sums add up modulo 2**32.
+    """
     bits = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
-    # Odd weights keep every element's contribution invertible, so one changed element always shows.
-    weights = 2 * np.arange(bits.size, dtype=np.uint32) + np.uint32(1)
-    return int(np.sum(bits.astype(np.uint32) * weights, dtype=np.uint32))
+    total = 0
+    for first in range(0, bits.size, _BLOCK):
+        block = bits[first : first + _BLOCK].astype(np.uint32)
+        # Odd weights keep every element's contribution invertible, so one changed element always
+        # shows.
+        offset = np.uint32((2 * (start + first) + 1) % 2**32)
+        weights = 2 * np.arange(block.size, dtype=np.uint32) + offset
+        total += int(np.sum(block * weights, dtype=np.uint32))
+    return total % 2**32
 
 
 def _all_sums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:

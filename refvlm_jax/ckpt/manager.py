@@ -50,7 +50,7 @@ class CheckpointManager:
             enable_async_checkpointing=config.async_save,
             cleanup_tmp_directories=True,
         )
-        with _quiet():
+        with quiet_orbax():
             self._orbax = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: TrainState, frozen: Params, meta: Mapping[str, Any]) -> float:
@@ -113,7 +113,7 @@ class CheckpointManager:
         for item, arrays in wanted.items():
             compare(folder, item, stored[item], arrays)
         args = {k: ocp.args.StandardRestore(v) for k, v in wanted.items()}
-        with _quiet():
+        with quiet_orbax():
             items = self._orbax.restore(step, args=ocp.args.Composite(**args))
         for item in wanted:
             same = {n: a for n, a in items[item].items() if a.dtype == stored[item][n].dtype}
@@ -156,7 +156,7 @@ def load_params(folder: str | Path, step: int | None = None) -> dict[str, np.nda
         if not infos:
             continue
         try:
-            with _quiet(), ocp.PyTreeCheckpointer() as reader:
+            with quiet_orbax(), ocp.PyTreeCheckpointer() as reader:
                 arrays = reader.restore(path / item, restore_args=as_numpy)
             found = {name: host_checksum(array) for name, array in arrays.items()}
             _verify(item, read_meta(path)["checksums"][item], found)
@@ -179,7 +179,7 @@ def item_info(folder: Path, item: str) -> dict[str, ArrayInfo]:
     """Name -> shape and dtype of one item; empty where the item was not saved."""
     if not (folder / item).is_dir():
         return {}
-    with _quiet():
+    with quiet_orbax():
         tree = ocp.PyTreeCheckpointHandler().metadata(_epath(folder / item)).tree
     return {n: ArrayInfo(tuple(m.shape), str(m.dtype)) for n, m in tree.items()}
 
@@ -237,7 +237,7 @@ def _epath(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_orbax() -> Iterator[None]:
     """Silences Orbax's notes about items whose handlers are only known at restore."""
     logger = logging.getLogger("absl")
     level = logger.level

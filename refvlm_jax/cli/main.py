@@ -12,6 +12,7 @@ COMMANDS = {
     "data": ("refvlm_jax.cli.data", "render the shapes world, build and inspect shards"),
     "train": ("refvlm_jax.cli.train", "train a recipe; resumes by itself"),
     "eval": ("refvlm_jax.cli.evaluate", "answer held-out questions, score them, write the report"),
+    "convert": ("refvlm_jax.cli.convert", "PyTorch weights in and out, and numeric verification"),
     "config": ("refvlm_jax.cli.config", "print a recipe as it will run"),
 }
 

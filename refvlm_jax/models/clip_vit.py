@@ -165,6 +165,17 @@ class ClipViT(nnx.Module):
 
     def __call__(self, images: Array, dtype: jnp.dtype = jnp.float32) -> VisionFeatures:
         """Encodes pictures uint8[B, Y, X, 3] (or float, already normalised)."""
+        stem_maps, states = self.hidden_states(images, dtype)
+        states = states[:, :, int(self.config.class_token) :]
+        if self.stem is not None:
+            return VisionFeatures(states[-1], (*stem_maps, self._grid(states[-1])))
+        selected = states[_selected(self.config)]
+        return VisionFeatures(selected, tuple(self._grid(s) for s in states))
+
+    def hidden_states(
+        self, images: Array, dtype: jnp.dtype = jnp.float32
+    ) -> tuple[tuple[Float[Array, "B y x C"], ...], Float[Array, "L B S C"]]:
+        """Feature maps of the stem, and every hidden state with its class token, 0 = embeddings."""
         x = normalise_images(images, self.config).astype(dtype)
         stem_maps = self.stem(x) if self.stem is not None else ()
         patches = stem_maps[-1] if self.patch_embed is None else self.patch_embed(x)
@@ -175,11 +186,7 @@ class ClipViT(nnx.Module):
             return x, x
 
         _, states = self.blocks.scan(body, embedded)
-        states = jnp.concatenate([embedded[None], states])[:, :, int(self.config.class_token) :]
-        if self.stem is not None:
-            return VisionFeatures(states[-1], (*stem_maps, self._grid(states[-1])))
-        selected = states[_selected(self.config)]
-        return VisionFeatures(selected, tuple(self._grid(s) for s in states))
+        return stem_maps, jnp.concatenate([embedded[None], states])
 
     def _with_positions(self, patches: Float[Array, "B g g C"]) -> Float[Array, "B S C"]:
         x = patches.reshape(patches.shape[0], -1, patches.shape[-1])

@@ -1,0 +1,117 @@
+"""Time, throughput and peak memory of a conversion there and back, on the released model's shapes.
+
+    python benchmarks/convert_roundtrip.py [--layers 2] [--work DIR] [--keep]
+
+Writes a random Vicuna-7B + CLIP-L + ConvNeXt-L + decoders export folder, imports it, exports the result
+and compares every tensor. Without --layers the whole model: about 45 GB of disk for the three copies.
+Each step runs in a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write(folder: Path, layers: int | None) -> int:
+    from refvlm_jax.testing.torch_layout import released_config, write_released
+
+    return write_released(folder, released_config(layers))
+
+
+def imported(source: Path, out: Path) -> None:
+    from refvlm_jax.ckpt.convert.import_ import import_weights
+
+    import_weights([source], out)
+
+
+def exported(checkpoint: Path, out: Path) -> None:
+    from refvlm_jax.ckpt.convert.export import export_weights
+
+    export_weights(checkpoint, out)
+
+
+def different(first: Path, second: Path) -> list[str]:
+    """Keys of tensors that are not the same bit for bit."""
+    from refvlm_jax.ckpt.convert.reader import open_source
+
+    a, b = open_source(first).tensors, open_source(second).tensors
+    found = sorted(a.keys() ^ b.keys())
+    for key in a.keys() & b.keys():
+        x, y = a[key].read(), b[key].read()
+        if (x.dtype, x.shape) != (y.dtype, y.shape) or x.tobytes() != y.tobytes():
+            found.append(key)
+    return found
+
+
+def largest_stack(checkpoint: Path) -> int:
+    from refvlm_jax.ckpt.convert.inspect import inspect_path
+
+    return max(entry.nbytes for entry in inspect_path(checkpoint))
+
+
+def apart(step: Callable, *args: object) -> dict:
+    """Runs a step in a fresh process; its result, seconds and peak memory."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_measured, (step, args))
+
+
+def _measured(step: Callable, args: tuple) -> dict:
+    import refvlm_jax.ckpt.convert.export  # noqa: F401  imports are no part of the conversion
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    result = step(*args)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"result": result, "seconds": seconds, "peak": peak * 1024, "base": before * 1024}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, help="at most so many layers of every stack")
+    parser.add_argument("--work", type=Path, help="folder for the copies; default: a temporary one")
+    parser.add_argument("--keep", action="store_true", help="leave the copies there")
+    args = parser.parse_args()
+    work = Path(tempfile.mkdtemp(dir=args.work, prefix="convert-roundtrip-"))
+    try:
+        print(json.dumps(run(work, args.layers), indent=1))
+    finally:
+        if not args.keep:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def run(work: Path, layers: int | None) -> dict:
+    source, checkpoint, back = work / "source", work / "checkpoint", work / "back"
+    size = apart(write, source, layers)["result"]
+    steps = {
+        "import": apart(imported, source, checkpoint),
+        "export": apart(exported, checkpoint, back),
+    }
+    wrong = apart(different, source, back)["result"]
+    largest = apart(largest_stack, checkpoint)["result"]
+    report = {
+        "layers": layers or "all",
+        "bytes": size,
+        "bit_identical": not wrong,
+        "different": wrong[:5],
+        "largest_stacked_bytes": largest,
+    }
+    for name, found in steps.items():
+        report[name] = {
+            "seconds": round(found["seconds"], 2),
+            "gb_per_second": round(size / 1e9 / found["seconds"], 3),
+            "peak_bytes": found["peak"],
+            "peak_above_imports_bytes": found["peak"] - found["base"],
+        }
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Weights to and from PyTorch layouts: name tables, readers, writers and numeric verification."""

@@ -1,0 +1,1 @@
+"""One file a part of the model: name table, configuration reader and writer, forward pass."""

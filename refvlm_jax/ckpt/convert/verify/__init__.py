@@ -1,0 +1,1 @@
+"""Numeric verification: recorded PyTorch numbers, or PyTorch itself, against this library."""
