@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from refvlm_jax.config.model import ConvNextConfig, VisionConfig
+from refvlm_jax.config.model import ConvNextConfig, SamEncoderConfig, VisionConfig
 from refvlm_jax.mesh import constrain
 from refvlm_jax.nn.activations import ACTIVATIONS, gelu
 from refvlm_jax.nn.attention import attention
@@ -68,7 +68,7 @@ def _selected(config: VisionConfig) -> int:
 
 
 def normalise_images(
-    images: Array, config: VisionConfig | ConvNextConfig
+    images: Array, config: VisionConfig | ConvNextConfig | SamEncoderConfig
 ) -> Float[Array, "B Y X 3"]:
     """uint8 pixels to mean 0, variance 1 as the tower was trained; float input passes through."""
     if images.dtype != jnp.uint8:

@@ -66,9 +66,9 @@ class RelativeAttention(nnx.Module):
 def _with_places(k: Float[Array, "B n H K"], side: int) -> Float[Array, "B n H E"]:
     """Keys followed by the one-hot row and column of their cell."""
     y, x = np.divmod(np.arange(side * side), side)
-    places = np.concatenate([np.eye(side)[y], np.eye(side)[x]], axis=-1)
-    places = jnp.asarray(places, k.dtype)[None, :, None]
-    return jnp.concatenate([k, jnp.broadcast_to(places, (*k.shape[:3], 2 * side))], axis=-1)
+    places = jnp.asarray(np.concatenate([np.eye(side)[y], np.eye(side)[x]], axis=-1), k.dtype)
+    places = jnp.broadcast_to(places[:, None], (*k.shape[:3], 2 * side))
+    return jnp.concatenate([k, places], axis=-1)
 
 
 def _in_blocks(
