@@ -46,7 +46,7 @@ def finished(tmp_path_factory) -> Path:
 
 def test_the_losses_of_both_units_fall(finished: Path) -> None:
     history = read_metrics(finished / "metrics.jsonl")
-    for name in ("keypoint_l1", "keypoint_box_l1", "depth_silog"):
+    for name in ("keypoint_box_l1", "keypoint_visibility", "depth_silog"):
         # A step without such a reference records zero.
         values = [v for row in history for k, v in row.items() if k.endswith(name) and v > 0]
         assert len(values) > STEPS // 4, name
