@@ -14,5 +14,5 @@ def test_tables_come_from_the_result_files() -> None:
 
 def test_a_changed_number_is_noticed() -> None:
     module = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
-    text = "<!-- table train_step -->\n| 1 |\n<!-- end train_step -->"
+    text = "<!-- table quickstart -->\n| 1 |\n<!-- end quickstart -->"
     assert module["filled"](text) != text
