@@ -11,13 +11,15 @@ import pytest
 from refvlm_jax.testing.torch_layout import released_config, write_released
 
 STEP = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from refvlm_jax.ckpt.convert.export import export_weights
 from refvlm_jax.ckpt.convert.import_ import import_weights
 kind, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 import_weights([source], out) if kind == "import" else export_weights(source, out)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+# Not ru_maxrss: a child inherits the peak of the process that started it.
+status = Path("/proc/self/status").read_text()
+print(json.dumps(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024))
 """
 
 

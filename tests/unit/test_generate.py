@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from refvlm_jax.batch import Batch
+from refvlm_jax.batch import TEXT, Batch
 from refvlm_jax.infer.generate import generate
 from refvlm_jax.models.refvlm import RefVLM
 from refvlm_jax.testing.tiny import random_batch, tiny_config, tiny_spec
@@ -38,7 +38,8 @@ def with_answer(batch: Batch, tokens: np.ndarray) -> Batch:
     rows, seq = batch.tokens.shape
     arrays = {k: np.array(v) for k, v in batch.asdict().items()}
     pad = [(0, 0), (0, NEW)]
-    for name, fill in (("tokens", 0), ("positions", 0), ("segment_ids", 0), ("visual_index", -1)):
+    for name in ("tokens", "positions", "segment_ids", "dialog_ids", "visual_index"):
+        fill = TEXT if name == "visual_index" else 0
         arrays[name] = np.pad(arrays[name], pad, constant_values=fill)
     arrays["labels"] = np.full((rows, seq + NEW), -100)
     for b, length in enumerate((np.asarray(batch.segment_ids) > 0).sum(1)):
