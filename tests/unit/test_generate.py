@@ -38,7 +38,8 @@ def with_answer(batch: Batch, tokens: np.ndarray) -> Batch:
     rows, seq = batch.tokens.shape
     arrays = {k: np.array(v) for k, v in batch.asdict().items()}
     pad = [(0, 0), (0, NEW)]
-    for name, fill in (("tokens", 0), ("positions", 0), ("segment_ids", 0), ("visual_index", -1)):
+    zero = ("tokens", "positions", "segment_ids", "dialog_ids")
+    for name, fill in (*((n, 0) for n in zero), ("visual_index", -1)):
         arrays[name] = np.pad(arrays[name], pad, constant_values=fill)
     arrays["labels"] = np.full((rows, seq + NEW), -100)
     for b, length in enumerate((np.asarray(batch.segment_ids) > 0).sum(1)):
