@@ -86,9 +86,10 @@ class ConvNext(nnx.Module):
         )
 
     def __call__(self, images: Array, dtype: jnp.dtype = jnp.float32) -> tuple[Map, ...]:
-        """Maps of pictures uint8[B, Y, X, 3], fine to coarse.
+        """Maps of pictures uint8[B, Y, X, 3] (or float, already normalised), fine to coarse.
 
-        Float pictures count as already normalised and of the size. Stage s has `config.dims[s]` channels at 1 / (4 * 2^s) of the picture's resolution.
+        Stage s has `config.dims[s]` channels at 1 / (4 * 2^s) of the picture's resolution; uint8
+        pictures are brought to the tower's first.
         """
         pixels = resize_images(images, self.config.image_size, "cubic")
         x = self.stem(normalise_images(pixels, self.config).astype(dtype))

@@ -132,19 +132,23 @@ class RefVLM(nnx.Module):
         """Projected tokens of every image of a row, then of every region prompt."""
         rows, images = batch.image_valid.shape
         patches = features.tokens.reshape(rows, images, *features.tokens.shape[1:])
-        tokens, prompts = patches.reshape(rows, -1, patches.shape[-1]), None
-        if self.region_prompts is not None and batch.prompt_masks.shape[1]:
+        tokens, encoder, ready = (
+            patches.reshape(rows, -1, patches.shape[-1]),
+            self.region_prompts,
+            [],
+        )
+        if encoder is not None and batch.prompt_masks.shape[1]:
             with jax.named_scope("region_prompts"):
                 per_prompt = prompt_features(patches, batch.prompt_image)
-                prompts = self.region_prompts(per_prompt, batch.prompt_masks)
-                prompts = prompts.reshape(rows, -1, prompts.shape[-1])
-        projected = prompts is not None and self.region_prompts.config.projects
-        with jax.named_scope("projector"):
-            if prompts is None or projected:
-                tokens = self.projector(tokens)
+                prompts = encoder(per_prompt, batch.prompt_masks)
+            prompts = prompts.reshape(rows, -1, prompts.shape[-1])
+            if encoder.config.projects:
+                ready = [prompts]
             else:
-                tokens = self.projector(jnp.concatenate([tokens, prompts], axis=1))
-        return jnp.concatenate([tokens, prompts], axis=1) if projected else tokens
+                tokens = jnp.concatenate([tokens, prompts], axis=1)
+        with jax.named_scope("projector"):
+            tokens = self.projector(tokens)
+        return jnp.concatenate([tokens, *ready], axis=1)
 
     def embed(self, batch: Batch, features: VisionFeatures) -> Float[Array, "B S D"]:
         """Input embeddings of the language model."""

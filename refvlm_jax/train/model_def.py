@@ -36,6 +36,16 @@ class ModelDef:
         state = nnx.state(self.model_fn(nnx.Rngs(key)), nnx.Param)
         return {_name(path): v.get_value() for path, v in state.flat_state()}
 
+    def check(self, params: Mapping[str, Any]) -> None:
+        """Raises ValueError naming the first parameter that is missing or has another shape."""
+        for name, shape in self.shapes.items():
+            found = tuple(params[name].shape) if name in params else None
+            if found != shape:
+                raise ValueError(
+                    f"parameter {name} has the shape {shape} in the configured model, but "
+                    f"{found or 'none'} in the checkpoint; use the model section it was made with"
+                )
+
     def merge(self, *params: Mapping[str, jax.Array]) -> Any:
         """The model holding these parameters; called while a step is traced."""
         values = {name: value for part in params for name, value in part.items()}
