@@ -336,7 +336,7 @@ class SamUnitConfig:
     """Masks of one picture; the references of later ones are not decoded."""
     encoder: SamEncoderConfig = field(default_factory=SamEncoderConfig)
     """Sees the picture; normally frozen, as are the prompt embeddings: a parameter group with the
-    pattern `(encoder|prompts)[.]` does it."""
+    pattern `^sam[.](encoder|prompts)[.]` does it."""
     layers: int = 2
     """Layers of the two-way transformer."""
     heads: int = 8
