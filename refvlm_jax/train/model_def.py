@@ -15,6 +15,14 @@ Params = dict[str, jax.Array]
 ModelFn = Callable[[nnx.Rngs], nnx.Module]
 
 
+def is_constant(name: str) -> bool:
+    """Whether a parameter is a random matrix drawn once: never trained, and always float32.
+
+    Rounding the matrix of Fourier features would shift the phases of every position.
+    """
+    return name.rsplit(".", 1)[-1] == "fourier"
+
+
 @dataclass(frozen=True)
 class ModelDef:
     """Structure of a model without its numbers; hashable parts only matter to `merge`."""
