@@ -1,6 +1,7 @@
 """The composed model with its optional parts: tower, adapter and SAM."""
 
 import dataclasses
+import itertools
 from functools import cache, partial
 
 import jax
@@ -14,6 +15,7 @@ from refvlm_jax.batch import NO_GROUP, Batch
 from refvlm_jax.config.model import RefVLMConfig, RegionPromptConfig
 from refvlm_jax.config.schema import OptimConfig, ParamGroup
 from refvlm_jax.infer.generate import decode_answers, generate
+from refvlm_jax.models.adapter import phrase_spans
 from refvlm_jax.models.objective import loss_counts, loss_sums, loss_weights
 from refvlm_jax.models.refvlm import RefTable, RefVLM
 from refvlm_jax.testing.tiny import random_batch, tiny_config, tiny_spec, whole_config
@@ -129,9 +131,9 @@ def test_generated_references_decode_as_teacher_forced_ones() -> None:
     model, params = model_of(WHOLE)
     run = jax.jit(lambda p, b: generate(model.merge(p), b, max_new=NEW, eos_id=-1))
     generated = run(params, prompts)
-    config = _phrases_in(np.asarray(generated.tokens), np.asarray(prompts.tokens))
-    model = define(lambda rngs: RefVLM(config, rngs))
     refs = _references(rows=3)
+    config = _phrases_in(np.asarray(generated.tokens), np.asarray(prompts.tokens), refs)
+    model = define(lambda rngs: RefVLM(config, rngs))
     images = 1
     decoded = jax.jit(lambda p, g, r: decode_answers(model.merge(p), g, r, images))(
         params, generated, refs
@@ -147,14 +149,16 @@ def test_generated_references_decode_as_teacher_forced_ones() -> None:
     np.testing.assert_array_equal(decoded.mask_slots.slot, forced.mask_slots.slot)
 
 
-def _phrases_in(tokens: np.ndarray, prompt: np.ndarray) -> RefVLMConfig:
-    """The configuration whose phrase tags are tokens 2 and 4 of the first answer."""
-    ids = (int(tokens[0, 2]), int(tokens[0, 4]))
-    if ids[0] == ids[1] or np.isin(ids, prompt).any():
-        # Prompts of a well-formed answer have their own tags; here they must have none.
-        ids = tuple(int(i) for i in np.setdiff1d(tokens, prompt)[:2])
-    assert len(ids) == 2 and ids[0] != ids[1]
-    return dataclasses.replace(WHOLE, adapter=dataclasses.replace(WHOLE.adapter, phrase_ids=ids))
+def _phrases_in(tokens: np.ndarray, prompt: np.ndarray, refs: RefTable) -> RefVLMConfig:
+    """The configuration whose phrase tags enclose a phrase of these answers, and none before them."""
+    where = (refs.pos, refs.group, refs.valid)
+    for pair in itertools.permutations(np.setdiff1d(tokens, prompt).tolist(), 2):
+        spans = phrase_spans(jnp.asarray(tokens), *where, open_id=pair[0], close_id=pair[1])
+        if (spans[..., 1] - spans[..., 0]).max() > 1:
+            return dataclasses.replace(
+                WHOLE, adapter=dataclasses.replace(WHOLE.adapter, phrase_ids=pair)
+            )
+    raise AssertionError("no two generated tokens enclose anything; draw other prompts")
 
 
 def _references(rows: int) -> RefTable:
