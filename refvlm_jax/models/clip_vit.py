@@ -87,10 +87,12 @@ def resize_images(
     """Pictures uint8[B, Y, X, 3] at `size` x `size`, as Pillow's filter does it; others unchanged."""
     if images.dtype != jnp.uint8 or images.shape[1:3] == (size, size):
         return images
-    shape = (images.shape[0], size, size, images.shape[3])
-    found = jax.image.resize(images.astype(jnp.float32), shape, method, antialias=True)
-    # Cubic filters overshoot at edges.
-    return jnp.clip(jnp.round(found), 0, 255).astype(jnp.uint8)
+    rows, height, _, channels = images.shape
+    x = images.astype(jnp.float32)
+    # Pillow keeps bytes between its passes, first along the rows; cubic filters overshoot at edges.
+    for shape in ((rows, height, size, channels), (rows, size, size, channels)):
+        x = jnp.clip(jnp.round(jax.image.resize(x, shape, method, antialias=True)), 0, 255)
+    return x.astype(jnp.uint8)
 
 
 def sine_grid(grid: int, width: int) -> np.ndarray:
