@@ -14,6 +14,7 @@ from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from refvlm_jax.cli.run import batch_spec
 from refvlm_jax.config.schema import DataConfig, RunConfig
 from refvlm_jax.trp.format import AnswerStyle
+from refvlm_jax.trp.tokens import PHRASE_CLOSE, PHRASE_OPEN
 
 
 def encode_options(config: RunConfig, **changes: object) -> EncodeOptions:
@@ -35,12 +36,18 @@ def answer_style(config: DataConfig) -> AnswerStyle:
 
 
 def tokenizer_of(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer; ValueError when the model's vocabulary cannot hold it."""
+    """The run's tokenizer; ValueError when it is not the one the model is configured for."""
     tokenizer = load_tokenizer(config.data.tokenizer or None)
     if tokenizer.vocab_size > config.model.llama.vocab_size:
         raise ValueError(
             f"model.llama.vocab_size is {config.model.llama.vocab_size}, but the tokenizer has "
             f"{tokenizer.vocab_size} tokens; raise it to at least that"
+        )
+    adapter, ids = config.model.adapter, tuple(map(tokenizer.id_of, (PHRASE_OPEN, PHRASE_CLOSE)))
+    if adapter is not None and adapter.phrase_ids != ids:
+        raise ValueError(
+            f"model.adapter.phrase_ids is {adapter.phrase_ids}, but {PHRASE_OPEN} and {PHRASE_CLOSE} "
+            f"have the ids {ids} in the tokenizer; set it to those"
         )
     return tokenizer
 

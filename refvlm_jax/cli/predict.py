@@ -26,8 +26,9 @@ from refvlm_jax.trp.coords import parse_coords
 
 
 def make_engine(config: RunConfig, params: Mapping[str, np.ndarray]) -> Engine:
-    """An engine for a run's model with the given flat parameters."""
+    """An engine for a run's model with the given flat parameters; ValueError if they do not fit."""
     model = define(lambda rngs: build_model(config, rngs))
+    model.check(params)
     return Engine(
         model.merge,
         jax.device_put(dict(params)),

@@ -13,6 +13,8 @@ from refvlm_jax.config.schema import MeshConfig, OptimConfig, RunConfig
 # Integer or float fields that may be zero but not negative; every other number must be positive.
 _MAY_BE_ZERO = {
     "attention_block",
+    "global_layers",
+    "phrase_ids",
     "images",
     "prompts",
     "refs",
@@ -59,6 +61,9 @@ def check(config: RunConfig) -> None:
     _check_mesh(config.mesh)
     _check_optim(config.optim, config.train.steps)
     _check_model(config.model)
+    _check_tower(config.model)
+    _check_adapter(config)
+    _check_masks(config.model)
     _check_batch(config)
     for pattern in config.train.keep_float32:
         _check_pattern("train.keep_float32", pattern)
@@ -155,6 +160,70 @@ def _check_model(model: RefVLMConfig) -> None:
         raise ConfigError(
             f"model.depth.min_depth = {model.depth.min_depth} must lie below "
             f"model.depth.max_depth = {model.depth.max_depth}; both are metres"
+        )
+
+
+def _check_tower(model: RefVLMConfig) -> None:
+    tower, maps = model.tower, model.feature_maps
+    if tower is not None:
+        if len(tower.depths) != len(tower.dims):
+            raise ConfigError(
+                f"model.tower.depths = {tower.depths} and model.tower.dims = {tower.dims} must name "
+                "the same stages"
+            )
+        stride = 4 * 2 ** (len(tower.dims) - 1)
+        _divides("the stride of its stages", stride, "model.tower.image_size", tower.image_size)
+    source = "model.vision" if tower is None else "model.tower"
+    for name, unit in _decoders(model).items():
+        if any(not -maps <= index < maps for index in unit.features):
+            raise ConfigError(
+                f"model.{name}.features = {unit.features}, but {source} makes {maps} feature maps; "
+                f"use indices in 0..{maps - 1}"
+            )
+
+
+def _check_adapter(config: RunConfig) -> None:
+    adapter, llama = config.model.adapter, config.model.llama
+    if adapter is None:
+        return
+    # Its cross-attention works at half the width.
+    _divides("2 x model.adapter.heads", 2 * adapter.heads, "model.llama.width", llama.width)
+    if max(adapter.phrase_ids) >= llama.vocab_size:
+        raise ConfigError(
+            f"model.adapter.phrase_ids = {adapter.phrase_ids} are not all below "
+            f"model.llama.vocab_size = {llama.vocab_size}; use the tokenizer's ids of <Phrase> and "
+            "</Phrase>"
+        )
+    if config.data.shared_picture:
+        raise ConfigError(
+            "data.shared_picture needs model.adapter = None: the adapted picture is a mean over all "
+            "phrases of a row and would carry what one dialogue says to the others"
+        )
+
+
+def _check_masks(model: RefVLMConfig) -> None:
+    sam = model.sam
+    if sam is None:
+        return
+    if model.mask is not None:
+        raise ConfigError(
+            "model.mask and model.sam both decode masks; set model.mask to None to use SAM"
+        )
+    encoder = sam.encoder
+    _divides("model.sam.chunk", sam.chunk, "model.sam.num_queries", sam.num_queries)
+    _divides(
+        "model.sam.encoder.patch_size",
+        encoder.patch_size,
+        "model.sam.encoder.image_size",
+        encoder.image_size,
+    )
+    _divides("model.sam.encoder.heads", encoder.heads, "model.sam.encoder.width", encoder.width)
+    _divides("2 x model.sam.heads", 2 * sam.heads, "model.sam.encoder.out_width", encoder.out_width)
+    layers = encoder.global_layers
+    if list(layers) != sorted({i for i in layers if i < encoder.layers}):
+        raise ConfigError(
+            f"model.sam.encoder.global_layers = {layers} must be increasing layers in "
+            f"0..{encoder.layers - 1}"
         )
 
 

@@ -249,25 +249,11 @@ class DepthUnitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefVLMConfig:
-    """The composed model: which parts exist and their sizes."""
-
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    region_prompts: RegionPromptConfig | None = field(default_factory=RegionPromptConfig)
-    projector_depth: int = 2
-    llama: LlamaConfig = field(default_factory=LlamaConfig)
-    box: BoxUnitConfig | None = field(default_factory=BoxUnitConfig)
-    mask: MaskUnitConfig | None = field(default_factory=MaskUnitConfig)
-    keypoint: KeypointUnitConfig | None = None
-    depth: DepthUnitConfig | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ConvNextConfig:
     """ConvNeXt visual tower (the trunk of open_clip's ConvNeXt-Large by default)."""
 
     image_size: int = 512
-    """Side of the square input in pixels."""
+    """Side of the square input in pixels; pictures of other sizes are resized on the device."""
     depths: tuple[int, ...] = (3, 3, 27, 3)
     """Blocks of each stage."""
     dims: tuple[int, ...] = (192, 384, 768, 1536)
@@ -287,6 +273,8 @@ class AdapterConfig:
     """Phrases of a row that are adapted; the references of later ones are not decoded."""
     phrase_length: int = 100
     """Tokens of a phrase that are read."""
+    phrase_ids: tuple[int, int] = (32006, 32007)
+    """The tokenizer's ids of `<Phrase>` and `</Phrase>`; here those of released checkpoints."""
     ref_length: int = 100
     """References of a phrase that are adapted; further ones are not decoded."""
     projection_dim: int = 8192
@@ -348,7 +336,7 @@ class SamUnitConfig:
     """Masks of one picture; the references of later ones are not decoded."""
     encoder: SamEncoderConfig = field(default_factory=SamEncoderConfig)
     """Sees the picture; normally frozen, as are the prompt embeddings: a parameter group with the
-    pattern `(encoder|prompts)[.]` does it."""
+    pattern `^sam[.](encoder|prompts)[.]` does it."""
     layers: int = 2
     """Layers of the two-way transformer."""
     heads: int = 8
@@ -366,3 +354,37 @@ class SamUnitConfig:
     group_matching: bool = True
     focal_weight: float = 20.0
     dice_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefVLMConfig:
+    """The composed model: which parts exist and their sizes."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    tower: ConvNextConfig | None = None
+    """Makes the feature maps of the unit decoders, in place of the vision transformer's own."""
+    region_prompts: RegionPromptConfig | None = field(default_factory=RegionPromptConfig)
+    projector_depth: int = 2
+    llama: LlamaConfig = field(default_factory=LlamaConfig)
+    adapter: AdapterConfig | None = None
+    """Stands between the language model and the unit decoders."""
+    box: BoxUnitConfig | None = field(default_factory=BoxUnitConfig)
+    mask: MaskUnitConfig | None = field(default_factory=MaskUnitConfig)
+    sam: SamUnitConfig | None = None
+    """Decodes masks in place of `mask`."""
+    keypoint: KeypointUnitConfig | None = None
+    depth: DepthUnitConfig | None = None
+
+    @property
+    def mask_unit(self) -> MaskUnitConfig | SamUnitConfig | None:
+        """The decoder of mask references, of either kind."""
+        return self.mask or self.sam
+
+    @property
+    def feature_maps(self) -> int:
+        """Feature maps that the unit decoders choose from, the last at the language model's grid."""
+        if self.tower is not None:
+            return len(self.tower.dims) + 1
+        if self.vision.stem == "conv":
+            return len(self.vision.stem_channels) + 2
+        return self.vision.layers + 1

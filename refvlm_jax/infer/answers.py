@@ -7,6 +7,7 @@ from typing import Protocol
 import jax.numpy as jnp
 import numpy as np
 
+from refvlm_jax.batch import NO_GROUP
 from refvlm_jax.models.refvlm import RefTable
 from refvlm_jax.trp.parse import ParsedAnswer, parse_answer
 from refvlm_jax.trp.tokens import REF, Unit
@@ -113,9 +114,10 @@ def reference_table(answers: Sequence[TextAnswer], slots: int) -> RefTable:
     shape = (len(answers), slots)
     pos, unit = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     image, valid = np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
+    group = np.full(shape, NO_GROUP, np.int32)
     for row, answer in enumerate(answers):
         for slot, reference in enumerate(answer.references[:slots]):
             pos[row, slot], unit[row, slot] = reference.position, reference.unit
-            valid[row, slot] = True
-    arrays = {"pos": pos, "unit": unit, "image": image, "valid": valid}
+            valid[row, slot], group[row, slot] = True, reference.group
+    arrays = {"pos": pos, "unit": unit, "image": image, "valid": valid, "group": group}
     return RefTable(**{name: jnp.asarray(values) for name, values in arrays.items()})

@@ -9,7 +9,7 @@ import numpy as np
 from refvlm_jax.batch import Batch
 from refvlm_jax.geometry import PaddedSquare
 from refvlm_jax.infer.answers import Reference, TextAnswer, Tokenizer, read_answer, reference_table
-from refvlm_jax.infer.generate import Generation, generate
+from refvlm_jax.infer.generate import Generation, decode_answers, generate
 from refvlm_jax.models.refvlm import RefTable, RefVLM, UnitOutputs
 from refvlm_jax.models.units.dispatch import SlotMap
 from refvlm_jax.trp.tokens import Unit
@@ -93,8 +93,7 @@ class Engine:
         def decode(
             params: Mapping[str, jax.Array], generation: Generation, refs: RefTable, images: int
         ) -> UnitOutputs:
-            model = model_of(params)
-            return model.decode_units(generation.hidden, refs, generation.features, images)
+            return decode_answers(model_of(params), generation, refs, images)
 
         self._generate = jax.jit(answer)
         self._decode = jax.jit(decode, static_argnums=3)
@@ -194,8 +193,10 @@ def _read_box(
 ) -> bool:
     if outputs.boxes is None:
         return False
-    box = square.boxes_to_pixels(np.asarray(outputs.boxes[row, slot]))
-    if not np.isfinite(box).all():
+    found = np.asarray(outputs.boxes[row, slot])
+    box = square.boxes_to_pixels(found)
+    # Zeros, which no sigmoid gives, mark a reference without a query slot.
+    if not found.any() or not np.isfinite(box).all():
         return False
     result.box = tuple(float(v) for v in box)  # type: ignore[assignment]
     result.score_parts["decoder"] = 1.0

@@ -13,7 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from refvlm_jax.batch import Batch
 from refvlm_jax.models.clip_vit import VisionFeatures
 from refvlm_jax.models.llama import KVCache
-from refvlm_jax.models.refvlm import RefVLM
+from refvlm_jax.models.refvlm import RefTable, RefVLM, UnitOutputs
+
+NO_TOKEN = -1  # stands where no generated token is
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +33,10 @@ class Generation:
     """The end token was produced."""
     features: VisionFeatures
     """The pictures' features, reused by the unit decoders."""
+    prompt_end: Float[Array, "B D"] | None = None
+    """State that predicted the first generated token; only models with an adapter keep it."""
+    patches: Float[Array, "B I N D"] | None = None
+    """See `RefVLM.patch_states`."""
 
 
 @jax.tree_util.register_dataclass
@@ -99,4 +105,25 @@ def generate(
         hidden=end.hidden,
         finished=end.done,
         features=features,
+        prompt_end=last if model.adapter is not None else None,
+        patches=model.patch_states(hidden, batch),
+    )
+
+
+def decode_answers(
+    model: RefVLM, generation: Generation, refs: RefTable, images: int
+) -> UnitOutputs:
+    """Runs the unit decoders on the references of generated answers.
+
+    Args:
+      refs: positions count generated tokens.
+    """
+    hidden, tokens = generation.hidden, generation.tokens
+    if generation.prompt_end is not None:
+        # An adapter reads every token where it was predicted: the first at the end of the prompt.
+        hidden = jnp.concatenate([generation.prompt_end[:, None], hidden], axis=1)
+        tokens = jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=NO_TOKEN)
+        refs = dataclasses.replace(refs, pos=refs.pos + 1)
+    return model.decode_units(
+        hidden, refs, generation.features, images, tokens=tokens, patches=generation.patches
     )

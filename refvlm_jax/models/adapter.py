@@ -104,6 +104,18 @@ def adapter_table(
     return jax.vmap(functools.partial(_row_table, config=config))(*map(jnp.asarray, arrays))
 
 
+def adapted_references(
+    ref_group: Int[Array, "B R"],
+    ref_image: Int[Array, "B R"],
+    ref_valid: Bool[Array, "B R"],
+    config: AdapterConfig,
+) -> Bool[Array, "B R"]:
+    """Which references the adapter has room for; the others are not decoded."""
+    nowhere = jnp.zeros(ref_valid.shape, jnp.int32)
+    spans = jnp.zeros((*ref_valid.shape, 2), jnp.int32)
+    return adapter_table(spans, nowhere, ref_group, ref_image, ref_valid, config).run >= 0
+
+
 def _row_table(
     spans: Int[Array, "R 2"],
     pos: Int[Array, "R"],

@@ -5,6 +5,7 @@ Shape legend: `B` pictures, `Y X` pixels, `g` patches a side, `N` = g^2, `C` wid
 
 import dataclasses
 import itertools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ class VisionFeatures:
     """The selected hidden state without the class token."""
     maps: tuple[Float[Array, "B y x C"], ...]
     """Feature maps the unit decoders choose from (see `feature_dims`); the last is g x g."""
+    sam: Float[Array, "B e e E"] | None = None
+    """The pictures as SAM's own encoder sees them; None for models without it."""
 
     @property
     def grid(self) -> int:
@@ -76,6 +79,20 @@ def normalise_images(
     mean, std = np.asarray(config.image_mean), np.asarray(config.image_std)
     scale, shift = (1.0 / (255.0 * std)), mean / std
     return images.astype(jnp.float32) * scale.astype(np.float32) - shift.astype(np.float32)
+
+
+def resize_images(
+    images: Array, size: int, method: Literal["bilinear", "cubic"] = "bilinear"
+) -> Array:
+    """Pictures uint8[B, Y, X, 3] at `size` x `size`, as Pillow's filter does it; others unchanged."""
+    if images.dtype != jnp.uint8 or images.shape[1:3] == (size, size):
+        return images
+    rows, height, _, channels = images.shape
+    x = images.astype(jnp.float32)
+    # Pillow keeps bytes between its passes, first along the rows; cubic filters overshoot at edges.
+    for shape in ((rows, height, size, channels), (rows, size, size, channels)):
+        x = jnp.clip(jnp.round(jax.image.resize(x, shape, method, antialias=True)), 0, 255)
+    return x.astype(jnp.uint8)
 
 
 def sine_grid(grid: int, width: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from refvlm_jax.config.model import ConvNextConfig
 from refvlm_jax.mesh import constrain
-from refvlm_jax.models.clip_vit import normalise_images
+from refvlm_jax.models.clip_vit import normalise_images, resize_images
 from refvlm_jax.nn.activations import gelu
 from refvlm_jax.nn.conv import Conv2d
 from refvlm_jax.nn.linear import Linear
@@ -88,9 +88,11 @@ class ConvNext(nnx.Module):
     def __call__(self, images: Array, dtype: jnp.dtype = jnp.float32) -> tuple[Map, ...]:
         """Maps of pictures uint8[B, Y, X, 3] (or float, already normalised), fine to coarse.
 
-        Stage s has `config.dims[s]` channels at 1 / (4 * 2^s) of the picture's resolution.
+        Stage s has `config.dims[s]` channels at 1 / (4 * 2^s) of the picture's resolution; uint8
+        pictures are brought to the tower's first.
         """
-        x = self.stem(normalise_images(images, self.config).astype(dtype))
+        pixels = resize_images(images, self.config.image_size, "cubic")
+        x = self.stem(normalise_images(pixels, self.config).astype(dtype))
         maps = []
         for index, stage in enumerate(self.stages):
             with jax.named_scope(f"stage{index}"):

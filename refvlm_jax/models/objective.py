@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from refvlm_jax.batch import NO_GROUP, Batch
 from refvlm_jax.config.model import RefVLMConfig
+from refvlm_jax.models.adapter import adapted_references
 from refvlm_jax.models.placement import pixel_mask
 from refvlm_jax.models.refvlm import RefVLM, UnitOutputs
 from refvlm_jax.models.units.depth_losses import (
@@ -42,9 +43,9 @@ def loss_weights(
     if config.box:
         weights["box_l1"] = box * config.box.bbox_weight
         weights["box_giou"] = box * config.box.giou_weight
-    if config.mask:
-        weights["mask_focal"] = mask * config.mask.focal_weight
-        weights["mask_dice"] = mask * config.mask.dice_weight
+    if config.mask_unit:
+        weights["mask_focal"] = mask * config.mask_unit.focal_weight
+        weights["mask_dice"] = mask * config.mask_unit.dice_weight
     if config.keypoint:
         weights |= keypoint_loss_weights(config.keypoint, keypoint)
     if config.depth:
@@ -58,7 +59,7 @@ def loss_counts(config: RefVLMConfig, batch: Batch) -> dict[str, Float[Array, ""
     if config.box:
         boxes = _box_valid(config, batch).sum().astype(jnp.float32)
         counts |= {"box_l1": boxes, "box_giou": boxes}
-    if config.mask:
+    if config.mask_unit:
         masks = _mask_targets(config, batch)[1].sum().astype(jnp.float32)
         counts |= {"mask_focal": masks, "mask_dice": masks}
     if config.keypoint:
@@ -113,16 +114,18 @@ def _next_tokens(batch: Batch) -> Int[Array, "B S"]:
     return jnp.pad(shifted, ((0, 0), (0, 1)), constant_values=IGNORE_ID)
 
 
-def _decoded(batch: Batch, unit: Unit, queries: int) -> Bool[Array, "B R"]:
+def _decoded(config: RefVLMConfig, batch: Batch, unit: Unit, queries: int) -> Bool[Array, "B R"]:
     """References of a unit that have a query slot of its decoder."""
-    images = batch.image_valid.shape[1]
-    table = slots(batch.ref_valid, batch.ref_unit, batch.ref_image, unit, images, queries)
+    images, valid = batch.image_valid.shape[1], batch.ref_valid
+    if config.adapter is not None:
+        valid = adapted_references(batch.ref_group, batch.ref_image, valid, config.adapter)
+    table = slots(valid, batch.ref_unit, batch.ref_image, unit, images, queries)
     return table.slot >= 0
 
 
 def _box_valid(config: RefVLMConfig, batch: Batch) -> Array:
     assert config.box is not None
-    return _decoded(batch, Unit.BOX, config.box.num_queries)
+    return _decoded(config, batch, Unit.BOX, config.box.num_queries)
 
 
 def _owners(
@@ -135,14 +138,14 @@ def _owners(
 
 
 def _mask_targets(config: RefVLMConfig, batch: Batch) -> tuple[Int[Array, "B Rm"], Array]:
-    assert config.mask is not None
-    decoded = _decoded(batch, Unit.MASK, config.mask.num_queries)
+    assert config.mask_unit is not None
+    decoded = _decoded(config, batch, Unit.MASK, config.mask_unit.num_queries)
     return _owners(batch.mask_slot, decoded, batch.masks.shape[1])
 
 
 def _depth_targets(config: RefVLMConfig, batch: Batch) -> tuple[Int[Array, "B Rd"], Array]:
     assert config.depth is not None
-    decoded = _decoded(batch, Unit.DEPTH, config.depth.num_queries)
+    decoded = _decoded(config, batch, Unit.DEPTH, config.depth.num_queries)
     return _owners(batch.depth_slot, decoded, batch.depth.shape[1])
 
 
@@ -152,7 +155,7 @@ def _keypoint_targets(
     """Body points of every reference, and whether it has some and a decoder slot answers it."""
     assert config.keypoint is not None
     slot = jnp.asarray(batch.keypoint_slot)
-    valid = _decoded(batch, Unit.KEYPOINT, config.keypoint.num_queries) & (slot >= 0)
+    valid = _decoded(config, batch, Unit.KEYPOINT, config.keypoint.num_queries) & (slot >= 0)
     keypoints = jnp.asarray(batch.keypoints)
     if not keypoints.shape[1]:
         raise ValueError(
@@ -177,16 +180,15 @@ def _of_owners(
 def _mask_sums(
     config: RefVLMConfig, units: UnitOutputs, batch: Batch
 ) -> dict[str, Float[Array, ""]]:
-    assert (
-        config.mask is not None and units.mask_logits is not None and units.mask_slots is not None
-    )
+    unit = config.mask_unit
+    assert unit is not None and units.mask_logits is not None and units.mask_slots is not None
     owner, valid = _mask_targets(config, batch)
     size, image_size = batch.masks.shape[-1], batch.images.shape[2]
     logits, image = _of_owners(units.mask_logits, units.mask_slots, owner, batch.ref_image)
     pixels = pixel_mask(batch.pixel_box, size, image_size)
     pixels = jax.vmap(lambda row, i: row[i])(pixels, image)
     group = jnp.where(valid, jnp.take_along_axis(batch.ref_group, owner, axis=1), NO_GROUP)
-    return mask_loss_sums(logits, batch.masks, group, valid, pixels, config.mask)
+    return mask_loss_sums(logits, batch.masks, group, valid, pixels, unit)
 
 
 def _depth_sums(

@@ -1,16 +1,22 @@
 """The smallest REF-VLM that has every part, and random batches for it. Nothing here is trained."""
 
+import dataclasses
+
 import numpy as np
 
 from refvlm_jax.batch import NO_GROUP, Batch, BatchSpec, empty_row
 from refvlm_jax.config.model import (
+    AdapterConfig,
     BoxUnitConfig,
+    ConvNextConfig,
     DepthUnitConfig,
     KeypointUnitConfig,
     LlamaConfig,
     MaskUnitConfig,
     RefVLMConfig,
     RegionPromptConfig,
+    SamEncoderConfig,
+    SamUnitConfig,
     VisionConfig,
 )
 from refvlm_jax.trp.tokens import IGNORE_ID, Unit
@@ -80,6 +86,56 @@ def tiny_config() -> RefVLMConfig:
             bins=8,
             max_depth=20.0,
         ),
+    )
+
+
+def whole_config() -> RefVLMConfig:
+    """The same with what is optional: a visual tower, the adapter, and SAM for masks."""
+    plain = tiny_config()
+    assert plain.box is not None and plain.keypoint is not None and plain.depth is not None
+    features = (0, 2)
+    return dataclasses.replace(
+        plain,
+        tower=ConvNextConfig(image_size=48, depths=(1, 1), dims=(8, 12), layer_scale=1.0),
+        adapter=AdapterConfig(
+            groups=3,
+            phrase_length=4,
+            ref_length=2,
+            phrase_ids=(5, 6),
+            projection_dim=24,
+            layers=1,
+            heads=2,
+            mlp_dim=24,
+        ),
+        box=dataclasses.replace(plain.box, features=features, empty_queries="zero"),
+        mask=None,
+        sam=SamUnitConfig(
+            num_queries=4,
+            encoder=SamEncoderConfig(
+                image_size=40,
+                patch_size=8,
+                width=8,
+                layers=2,
+                heads=2,
+                mlp_dim=16,
+                global_layers=(1,),
+                window=3,
+                out_width=16,
+                attention_block=0,
+            ),
+            layers=1,
+            heads=2,
+            mlp_dim=16,
+            iou_hidden=8,
+            mask_prompt_channels=8,
+            chunk=2,
+        ),
+        keypoint=dataclasses.replace(
+            plain.keypoint,
+            box=dataclasses.replace(plain.keypoint.box, features=features),
+            features=features,
+        ),
+        depth=dataclasses.replace(plain.depth, features=features),
     )
 
 

@@ -15,6 +15,14 @@ Params = dict[str, jax.Array]
 ModelFn = Callable[[nnx.Rngs], nnx.Module]
 
 
+def is_constant(name: str) -> bool:
+    """Whether a parameter is a random matrix drawn once: never trained, and always float32.
+
+    Rounding the matrix of Fourier features would shift the phases of every position.
+    """
+    return name.rsplit(".", 1)[-1] == "fourier"
+
+
 @dataclass(frozen=True)
 class ModelDef:
     """Structure of a model without its numbers; hashable parts only matter to `merge`."""
@@ -35,6 +43,16 @@ class ModelDef:
         """All parameters drawn from `key`; meant to run under `jax.jit`."""
         state = nnx.state(self.model_fn(nnx.Rngs(key)), nnx.Param)
         return {_name(path): v.get_value() for path, v in state.flat_state()}
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """Raises ValueError naming the first parameter that is missing or has another shape."""
+        for name, shape in self.shapes.items():
+            found = tuple(params[name].shape) if name in params else None
+            if found != shape:
+                raise ValueError(
+                    f"parameter {name} has the shape {shape} in the configured model, but "
+                    f"{found or 'none'} in the checkpoint; use the model section it was made with"
+                )
 
     def merge(self, *params: Mapping[str, jax.Array]) -> Any:
         """The model holding these parameters; called while a step is traced."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.schema import OptimConfig, ParamGroup
-from refvlm_jax.train.model_def import Params
+from refvlm_jax.train.model_def import Params, is_constant
 
 _ADAM_RMS = 0.2
 """Root mean square of a Muon update: about that of an Adam update (arXiv 2502.16982, section 2.2)."""
@@ -27,7 +27,7 @@ def group_of(config: OptimConfig, name: str) -> ParamGroup:
 
 def is_trainable(config: OptimConfig) -> Callable[[str], bool]:
     """Tells from a dotted name whether the optimiser sees the parameter."""
-    return lambda name: not group_of(config, name).frozen
+    return lambda name: not (is_constant(name) or group_of(config, name).frozen)
 
 
 def check_groups(config: OptimConfig, names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from refvlm_jax.mesh.rules import ShardingRules
 from refvlm_jax.mesh.shardings import like_params, param_shardings
-from refvlm_jax.train.model_def import ModelDef, Params
+from refvlm_jax.train.model_def import ModelDef, Params, is_constant
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,7 +62,10 @@ def build(
     """
     shapes = model.shapes
     shardings = param_shardings(shapes, model.axes, mesh, rules)
-    dtypes = {n: param_dtype if trainable(n) else frozen_dtype for n in shapes}
+    dtypes = {
+        n: "float32" if is_constant(n) else param_dtype if trainable(n) else frozen_dtype
+        for n in shapes
+    }
     abstract = {
         n: jax.ShapeDtypeStruct(shapes[n], jnp.dtype(dtypes[n]), sharding=shardings[n])
         for n in shapes

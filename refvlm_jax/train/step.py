@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from refvlm_jax.config.schema import RunConfig, TrainConfig
 from refvlm_jax.mesh.rules import ShardingRules, constrain, use_sharding
-from refvlm_jax.train.model_def import Params
+from refvlm_jax.train.model_def import Params, is_constant
 from refvlm_jax.train.optim import make_schedule
 from refvlm_jax.train.state import StatePlan, TrainState, shardings_of
 from refvlm_jax.train.task import Sums, Task, loss_scales
@@ -27,7 +27,11 @@ def cast_params(params: Params, config: TrainConfig) -> Params:
 
     def keep(name: str, value: Array) -> bool:
         floating = jnp.issubdtype(value.dtype, jnp.floating)
-        return not floating or any(re.search(p, name) for p in config.keep_float32)
+        return (
+            not floating
+            or is_constant(name)
+            or any(re.search(p, name) for p in config.keep_float32)
+        )
 
     return {n: v if keep(n, v) else v.astype(dtype) for n, v in params.items()}
 

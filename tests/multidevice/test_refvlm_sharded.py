@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from refvlm_jax.cli.run import task_of
+from refvlm_jax.config.model import RefVLMConfig
 from refvlm_jax.config.schema import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
 from refvlm_jax.mesh.build import batch_sharding, make_mesh, make_rules
 from refvlm_jax.models.refvlm import RefVLM
-from refvlm_jax.testing.tiny import random_batch, tiny_config, tiny_spec
+from refvlm_jax.testing.tiny import random_batch, tiny_config, tiny_spec, whole_config
 from refvlm_jax.train.loop import plan_state
 from refvlm_jax.train.model_def import define
 from refvlm_jax.train.run import put_batch
@@ -20,10 +21,12 @@ pytestmark = pytest.mark.multidevice
 ROWS, STEPS = 8, 5
 
 
-def run_config(mesh: MeshConfig, accumulate: int = 1) -> RunConfig:
+def run_config(
+    mesh: MeshConfig, accumulate: int = 1, model: RefVLMConfig | None = None
+) -> RunConfig:
     return RunConfig(
         name="sharded",
-        model=tiny_config(),
+        model=model or tiny_config(),
         data=DataConfig(batch_size=ROWS),
         mesh=mesh,
         optim=OptimConfig(lr=1e-3),
@@ -31,8 +34,10 @@ def run_config(mesh: MeshConfig, accumulate: int = 1) -> RunConfig:
     )
 
 
-def losses(mesh_config: MeshConfig, accumulate: int = 1) -> list[float]:
-    config = run_config(mesh_config, accumulate)
+def losses(
+    mesh_config: MeshConfig, accumulate: int = 1, model: RefVLMConfig | None = None
+) -> list[float]:
+    config = run_config(mesh_config, accumulate, model)
     mesh, rules = make_mesh(mesh_config), make_rules(mesh_config)
     plan = plan_state(config, define(partial(RefVLM, config.model)))
     step = make_train_step(plan, task_of(config), config, mesh, rules)
@@ -66,3 +71,12 @@ def test_eight_devices_give_the_loss_of_one(
 
 def test_accumulation_gives_the_loss_of_the_whole_batch(one_device: list[float]) -> None:
     np.testing.assert_allclose(losses(MeshConfig(preset="single"), 4), one_device, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_optional_parts_give_the_loss_of_one_device() -> None:
+    """Tower, adapter and SAM on both kinds of axes at once."""
+    shape = (1, 4, 1, 2)
+    found = losses(MeshConfig(preset="fsdp_tp", shape=shape), model=whole_config())
+    one = losses(MeshConfig(preset="single"), model=whole_config())
+    np.testing.assert_allclose(found, one, rtol=1e-5)

@@ -37,6 +37,31 @@ def test_none_removes_an_optional_part_and_a_mapping_adds_one():
     assert config.model.llama.lora.rank == 4
 
 
+def test_optional_parts_are_mappings_and_survive_a_round_trip():
+    units = {name: {"features": [0, 1, 2, 4]} for name in ("box", "mask")}
+    config = resolve(base(model={**units, "tower": {"image_size": 320}, "adapter": {}}))
+    assert config.model.tower.image_size == 320 and config.model.tower.dims[-1] == 1536
+    assert config.model.adapter.phrase_ids == (32006, 32007) and config.model.sam is None
+    assert resolve(to_dict(config)) == config
+    sam = {"encoder": {"width": 768, "layers": 12, "heads": 12, "global_layers": [2, 5, 8, 11]}}
+    config = resolve(base(model={"mask": None, "sam": sam}))
+    assert config.model.mask_unit == config.model.sam and config.model.sam.num_queries == 100
+    assert config.model.sam.encoder.global_layers == (2, 5, 8, 11)
+
+
+def test_a_tokenizer_with_other_phrase_tags_is_refused():
+    from data_pipelines.tokenizer import load_tokenizer
+    from refvlm_jax.cli.data_setup import tokenizer_of
+
+    own = load_tokenizer()
+    ids = [own.id_of("<Phrase>"), own.id_of("</Phrase>")]
+    assert tokenizer_of(resolve(base(model={"adapter": {"phrase_ids": ids}})))
+    with pytest.raises(
+        ValueError, match=r"model\.adapter\.phrase_ids is \(32006, 32007\), but <Ph"
+    ):
+        tokenizer_of(resolve(base(model={"adapter": {}})))
+
+
 def test_a_batch_has_slots_of_the_units_that_the_model_has():
     from refvlm_jax.cli.run import batch_spec
 
@@ -82,6 +107,22 @@ def test_a_batch_has_slots_of_the_units_that_the_model_has():
         ({"model": {"keypoint": {"box": {"heads": 3}}}}, ["model.keypoint.box.width = 256"]),
         ({"model": {"depth": {"norm_groups": 3}}}, ["model.depth.width = 256", "norm_groups"]),
         ({"model": {"depth": {"min_depth": 90.0}}}, ["model.depth.min_depth = 90.0", "80.0"]),
+        ({"model": {"sam": {}}}, ["model.mask and model.sam", "model.mask to None"]),
+        ({"model": {"mask": None, "sam": {"chunk": 7}}}, ["model.sam.num_queries = 100", "= 7"]),
+        (
+            {"model": {"mask": None, "sam": {"encoder": {"global_layers": (3, 1)}}}},
+            ["model.sam.encoder.global_layers = (3, 1)", "0..31"],
+        ),
+        ({"model": {"tower": {}}}, ["model.box.features = (8, 16, 23)", "5 feature maps"]),
+        ({"model": {"box": {"features": (25,)}}}, ["model.box.features", "25 feature maps"]),
+        ({"model": {"tower": {"depths": (1,)}}}, ["model.tower.depths = (1,)", "model.tower.dims"]),
+        ({"model": {"tower": {"image_size": 500}}}, ["model.tower.image_size = 500", "480 or 512"]),
+        ({"model": {"adapter": {"heads": 3}}}, ["model.llama.width = 4096", "adapter.heads = 6"]),
+        ({"model": {"adapter": {"phrase_ids": (1, 99999)}}}, ["model.adapter.phrase_ids", "32010"]),
+        (
+            {"model": {"adapter": {}}, "data": {"path": "d", "shared_picture": True}},
+            ["data.shared_picture", "model.adapter = None"],
+        ),
     ],
 )
 def test_errors_name_the_field(sections, parts):

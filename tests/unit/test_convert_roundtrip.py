@@ -15,13 +15,17 @@ from refvlm_jax.ckpt.convert.part import parts
 from refvlm_jax.ckpt.convert.reader import open_source
 from refvlm_jax.ckpt.convert.safetensors_io import write_safetensors
 from refvlm_jax.ckpt.convert.tensors import ConvertError
-from refvlm_jax.config.model import LoraConfig
+from refvlm_jax.ckpt.manager import load_params
+from refvlm_jax.cli.run import build_model
+from refvlm_jax.config.model import LoraConfig, RefVLMConfig
+from refvlm_jax.config.resolve import resolve
 from refvlm_jax.testing.torch_layout import (
     released_config,
     tiny_config,
     torch_shapes,
     write_released,
 )
+from refvlm_jax.train.model_def import define
 
 KEYS = Path(__file__).resolve().parents[2].parent / "shared" / "spec" / "state_dict_keys.txt"
 Arrays = dict[str, np.ndarray]
@@ -75,6 +79,17 @@ def test_round_trip(released: Path, imported: Path, tmp_path: Path) -> None:
         assert again.items == stored.items
         assert again.meta["checksums"] == stored.meta["checksums"]
         assert again.meta["config"] == stored.meta["config"]
+
+
+def test_an_imported_model_section_configures_a_run(imported: Path) -> None:
+    """What `eval` and `train` take: the section resolves, and its model holds the parameters."""
+    stored = open_checkpoint(imported)
+    run = {"name": "imported", "data": {"kpt_refs": 1}, "model": stored.meta["config"]["model"]}
+    config = resolve(run)
+    assert config.model.tower is not None and type(config.model) is RefVLMConfig
+    model = define(lambda rngs: build_model(config, rngs))
+    assert model.shapes == {name: info.shape for name, info in stored.parameters.items()}
+    model.check(load_params(imported))
 
 
 def test_exported_folder(imported: Path, tmp_path: Path) -> None:

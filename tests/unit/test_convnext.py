@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from refvlm_jax.config.model import ConvNextConfig
+from refvlm_jax.models.clip_vit import resize_images
 from refvlm_jax.models.convnext import ConvNext
 from refvlm_jax.train.model_def import define
 
@@ -24,6 +25,14 @@ def test_maps_have_the_announced_shapes_and_dtype(images: np.ndarray) -> None:
     maps = ConvNext(SMALL, nnx.Rngs(0))(jnp.asarray(images), dtype=jnp.bfloat16)
     assert [m.shape for m in maps] == [(2, 8, 8, 4), (2, 4, 4, 8)]
     assert {m.dtype for m in maps} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_pictures_of_other_sizes_are_brought_to_the_towers(images: np.ndarray) -> None:
+    model = ConvNext(SMALL, nnx.Rngs(0))
+    wide = np.repeat(np.repeat(images[:1, ::8, ::8], 16, axis=1), 16, axis=2)
+    maps = model(jnp.asarray(wide))
+    assert [m.shape for m in maps] == [(1, 8, 8, 4), (1, 4, 4, 8)]
+    np.testing.assert_allclose(maps[0], model(resize_images(jnp.asarray(wide), 32, "cubic"))[0])
 
 
 def test_a_pixel_reaches_seven_by_seven_cells_in_a_block(images: np.ndarray) -> None:

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from refvlm_jax.config.errors import ConfigError
-from refvlm_jax.config.schema import OptimConfig, ParamGroup
+from refvlm_jax.config.schema import OptimConfig, ParamGroup, TrainConfig
 from refvlm_jax.train.optim import (
     check_groups,
     decays,
@@ -16,6 +16,7 @@ from refvlm_jax.train.optim import (
     make_schedule,
     matrix_axes,
 )
+from refvlm_jax.train.step import cast_params
 
 AXES = {
     "llama.q": ("layers", "embed", "heads"),
@@ -53,6 +54,14 @@ def test_first_matching_group_wins():
     assert group_of(config, "llama.norm.scale").lr_scale == 0.5
     trainable = is_trainable(config)
     assert [trainable(n) for n in AXES] == [False, True, True]
+
+
+def test_random_matrices_are_never_trained_and_keep_their_precision():
+    trainable = is_trainable(OptimConfig())
+    assert not trainable("adapter.image_position.fourier") and trainable("adapter.text.fc1.kernel")
+    params = {name: jnp.ones((2, 2)) for name in ("a.fourier", "a.kernel")}
+    cast = cast_params(params, TrainConfig(compute_dtype="bfloat16"))
+    assert (cast["a.fourier"].dtype, cast["a.kernel"].dtype) == (jnp.float32, jnp.bfloat16)
 
 
 def test_groups_that_match_nothing_or_freeze_all_are_errors():

@@ -12,7 +12,8 @@ from PIL import Image
 
 from refvlm_jax.config.model import SamEncoderConfig, SamUnitConfig
 from refvlm_jax.config.schema import OptimConfig, ParamGroup
-from refvlm_jax.models.sam.encoder import SamEncoder, resize_images
+from refvlm_jax.models.clip_vit import resize_images
+from refvlm_jax.models.sam.encoder import SamEncoder
 from refvlm_jax.models.units.sam import SamUnit
 from refvlm_jax.train.model_def import define
 from refvlm_jax.train.optim import is_trainable
@@ -135,10 +136,14 @@ def test_attention_blocks_change_nothing(unit: SamUnit, block: int) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 20])
-def test_pictures_are_resized_as_pillow_does(size: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "filter"),
+    [("bilinear", Image.Resampling.BILINEAR), ("cubic", Image.Resampling.BICUBIC)],
+)
+def test_pictures_are_resized_as_pillow_does(size: int, method: str, filter: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 33, 33, 3)).astype(np.uint8)
-    want = Image.fromarray(image[0]).resize((size, size), Image.Resampling.BILINEAR)
-    found = np.asarray(resize_images(jnp.asarray(image), size))[0]
+    want = Image.fromarray(image[0]).resize((size, size), filter)
+    found = np.asarray(resize_images(jnp.asarray(image), size, method))[0]
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - np.asarray(want)).max() <= 1
     as_float = jnp.zeros((1, size, size, 3))

@@ -1,28 +1,17 @@
-"""The configuration of every part a PyTorch model can have, also of parts that stand beside `RefVLM`."""
+"""The configuration of PyTorch weights: the model's, and what a source leaves open."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refvlm_jax.config.model import (
-    AdapterConfig,
-    ConvNextConfig,
-    KeypointUnitConfig,
-    RefVLMConfig,
-    SamUnitConfig,
-)
+from refvlm_jax.config.model import RefVLMConfig
 from refvlm_jax.config.resolve import build, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeConfig(RefVLMConfig):
-    """A model as the converter sees it: a part that is None is not in the weights."""
+    """A model as the converter sees it: an optional part that is None is not in the weights."""
 
-    tower: ConvNextConfig | None = None
-    adapter: AdapterConfig | None = None
-    keypoint: KeypointUnitConfig | None = None
-    sam: SamUnitConfig | None = None
     map_dims: tuple[int, ...] | None = None
     """Channels of the feature maps the units choose from, where a tower that is not among these
     weights makes them; None: they follow from the parts."""
@@ -39,26 +28,17 @@ class WholeConfig(RefVLMConfig):
     @property
     def unit_dims(self) -> tuple[int, ...]:
         """Channels of the feature maps the units choose from."""
-        from refvlm_jax.models.clip_vit import feature_dims
-        from refvlm_jax.models.units.features import tower_dims
+        from refvlm_jax.models.units.features import unit_dims
 
-        if self.map_dims is not None:
-            return self.map_dims
-        if self.tower is not None:
-            dims = tower_dims(self.tower.dims, self.vision.width)
-        else:
-            dims = feature_dims(self.vision)
-        return dims if self.adapter is None else (*dims[:-1], self.llama.width)
+        return self.map_dims or unit_dims(self)
 
 
 _OURS = ("map_dims", "query_dim", "vocab_padding")
 
 
 def write_config(config: WholeConfig) -> dict[str, Any]:
-    """The model section of a run's configuration; parts that `RefVLM` may lack only where present."""
-    own = {field.name for field in dataclasses.fields(RefVLMConfig)}
-    tree = {k: v for k, v in to_dict(config).items() if k not in _OURS}
-    return {k: v for k, v in tree.items() if k in own or v is not None}
+    """The model section of a run's configuration."""
+    return {name: value for name, value in to_dict(config).items() if name not in _OURS}
 
 
 def write_notes(config: WholeConfig) -> dict[str, Any]:

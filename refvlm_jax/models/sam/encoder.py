@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from refvlm_jax.config.model import SamEncoderConfig
 from refvlm_jax.mesh import constrain
-from refvlm_jax.models.clip_vit import normalise_images
+from refvlm_jax.models.clip_vit import normalise_images, resize_images
 from refvlm_jax.nn.activations import gelu
 from refvlm_jax.nn.attention import attention
 from refvlm_jax.nn.conv import Conv2d
@@ -167,15 +167,6 @@ class SamEncoder(nnx.Module):
             done[is_global] += count
         with jax.named_scope("neck"):
             return self.neck(x)
-
-
-def resize_images(images: Array, size: int) -> Array:
-    """Pictures uint8[B, Y, X, 3] at `size` x `size`, as Pillow's bilinear filter; others unchanged."""
-    if images.dtype != jnp.uint8 or images.shape[1:3] == (size, size):
-        return images
-    shape = (images.shape[0], size, size, images.shape[3])
-    wide = jax.image.resize(images.astype(jnp.float32), shape, "bilinear", antialias=True)
-    return jnp.round(wide).astype(jnp.uint8)
 
 
 def _stack(config: SamEncoderConfig, window: int, layers: int, rngs: nnx.Rngs) -> Stack | None:

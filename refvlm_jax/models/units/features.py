@@ -1,5 +1,6 @@
 """Choosing and resizing vision feature maps for a unit decoder."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from refvlm_jax.models.clip_vit import VisionFeatures
+from refvlm_jax.config.model import RefVLMConfig
+from refvlm_jax.models.clip_vit import VisionFeatures, feature_dims
 
 Map = Float[Array, "B y x C"]
 
@@ -48,9 +50,23 @@ def with_tower(vision: VisionFeatures, tower: Sequence[Map]) -> VisionFeatures:
     """
     tokens, grid = vision.tokens, vision.grid
     coarse = tokens.reshape(tokens.shape[0], grid, grid, tokens.shape[-1])
-    return VisionFeatures(tokens, (*tower, coarse))
+    return dataclasses.replace(vision, maps=(*tower, coarse))
+
+
+def with_last(vision: VisionFeatures, last: Map) -> VisionFeatures:
+    """Features whose last map is another."""
+    return dataclasses.replace(vision, maps=(*vision.maps[:-1], last))
 
 
 def tower_dims(tower: Sequence[int], vision_width: int) -> tuple[int, ...]:
     """Channels of the maps of `with_tower`."""
     return (*tower, vision_width)
+
+
+def unit_dims(config: RefVLMConfig) -> tuple[int, ...]:
+    """Channels of the maps that a model's unit decoders choose from."""
+    if config.tower is not None:
+        dims = tower_dims(config.tower.dims, config.vision.width)
+    else:
+        dims = feature_dims(config.vision)
+    return dims if config.adapter is None else (*dims[:-1], config.llama.width)

@@ -10,6 +10,7 @@ from refvlm_jax.ckpt.convert.part import Fields, Part, TorchConfig, count
 from refvlm_jax.ckpt.convert.tensors import ConvertError, Shape
 from refvlm_jax.ckpt.convert.whole import WholeConfig
 from refvlm_jax.config.model import AdapterConfig
+from refvlm_jax.trp.tokens import PHRASE_CLOSE, PHRASE_OPEN
 
 _ATTENTIONS = {
     "self_attn": "self_attn",
@@ -77,8 +78,11 @@ def read(config: TorchConfig, root: TorchConfig) -> AdapterConfig:
             "input projections keep the width, so they must be equal"
         )
     f.only("dropout", 0, 0.0)
+    ids = root.get("special_token_ids") or {}
+    known = tuple(ids[token] for token in (PHRASE_OPEN, PHRASE_CLOSE) if token in ids)
     return AdapterConfig(
         phrase_length=f.get("phrase_max_length", 100),
+        phrase_ids=known if len(known) == 2 else AdapterConfig.phrase_ids,
         ref_length=f.get("ref_max_length", 100),
         projection_dim=f.get("projection_dim", 8192),
         layers=f.get("num_layers", 2),
