@@ -20,6 +20,7 @@ from data_pipelines.images import ImageError, load_image
 from data_pipelines.records import Dialog, encode
 from data_pipelines.shards import ShardInfo, ShardWriter, read_manifest, write_manifest
 from data_pipelines.sources import (
+    clevr,
     coco,
     depth,
     explained,
@@ -166,7 +167,7 @@ FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
     "vqa_e": explained.vqa_e,
     "vqa_x": explained.vqa_x,
     "gqa": gqa.gqa,
-    "clevr": gqa.clevr,
+    "clevr": clevr.questions,
     "visual7w": pointing.visual7w,
     "point_qa": pointing.point_qa,
     "vcr": vcr.vcr,

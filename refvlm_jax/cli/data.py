@@ -1,4 +1,4 @@
-"""`refvlm data {shapes,build,inspect}`: native files to VT-Instruct shards."""
+"""`refvlm data {shapes,build,inspect,tasks}`: native files to VT-Instruct shards."""
 
 import argparse
 from pathlib import Path
@@ -24,11 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect = commands.add_parser("inspect", help="print the first records of a built dataset")
     inspect.add_argument("dir", type=Path)
     inspect.add_argument("--limit", type=int, default=3)
+    tasks = commands.add_parser("tasks", help="list the task types and where they come from")
+    tasks.add_argument("--built", type=Path, help="a built dataset, to count its dialogues")
 
 
 def run(args: argparse.Namespace) -> int:
     """Dispatches to the sub-command."""
-    return {"shapes": _shapes, "build": _build, "inspect": _inspect}[args.data_command](args)
+    commands = {"shapes": _shapes, "build": _build, "inspect": _inspect, "tasks": _tasks}
+    return commands[args.data_command](args)
 
 
 def _shapes(args: argparse.Namespace) -> int:
@@ -48,6 +51,18 @@ def _build(args: argparse.Namespace) -> int:
         "refcoco": builder.refcoco_recipe,
     }[args.recipe](args.root, args.split)
     builder.build(recipe, args.out, limit=args.limit, workers=args.workers)
+    return 0
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from data_pipelines.task_table import as_table, task_rows
+
+    console = Console()
+    # A list that is read by another program keeps a line a task.
+    console = console if console.is_terminal else Console(width=400)
+    console.print(as_table(task_rows(args.built)))
     return 0
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.records import Dialog, decode, encode
 from data_pipelines.sources import (
+    clevr,
     coco,
     depth,
     explained,
@@ -195,7 +196,7 @@ PUBLISHED: dict[str, tuple[Any, bool, Convert]] = {
     "clevr": (
         {"questions": [{"question": "Is it?", "answer": "no", "image_filename": "a.jpg"}]},
         False,
-        partial(gqa.clevr, sizes=SIZES),
+        partial(clevr.questions, sizes=SIZES),
     ),
     "visual7w": (V7W, False, partial(pointing.visual7w, sizes=SIZES)),
     "point_qa": (
