@@ -72,7 +72,8 @@ class TaskRow:
     outputs: str
     """What the answer is made of."""
     templates: tuple[int, int]
-    """Questions in the `ref` and in the `coord` register; none where a source asks in its words."""
+    """Questions in the `ref` and in the `coord` register; none where a source asks in its own words,
+    and none in `coord` where the answer has no form in coordinates."""
     sources: tuple[str, ...]
     """Families that give it, in alphabetical order."""
     count: int | None
@@ -107,14 +108,15 @@ def _row(task: TaskSpec, sources: list[str], counts: Mapping[str, int] | None) -
         task=task,
         inputs=f"picture, {kinds}" if kinds else "picture",
         outputs=", ".join(elements),
-        templates=tuple(_many(task.bank, register) for register in templates.REGISTERS),
+        templates=(_many(task, "ref"), _many(task, "coord")),
         sources=tuple(sources),
         count=None if counts is None else counts.get(task.id, 0),
     )
 
 
-def _many(bank: str, register: str) -> int:
-    return len(templates.sentences(bank, register)) if bank else 0
+def _many(task: TaskSpec, register: str) -> int:
+    written = register == "ref" or task.unit in (Unit.NONE, Unit.BOX, Unit.POINT)
+    return len(templates.sentences(task.bank, register)) if task.bank and written else 0
 
 
 def as_table(rows: list[TaskRow]) -> Table:
@@ -124,7 +126,7 @@ def as_table(rows: list[TaskRow]) -> Table:
     if counted:
         table.add_column("dialogues", justify="right")
     for row in rows:
-        asked = " + ".join(map(str, row.templates)) if any(row.templates) else "source's own"
+        asked = " + ".join(str(n) for n in row.templates if n) or "source's own"
         cells = [row.task.id, row.task.name, row.task.command, row.inputs, row.outputs, asked]
         cells.append(" ".join(row.sources))
         table.add_row(*cells, *([str(row.count)] if counted else []))

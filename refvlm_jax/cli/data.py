@@ -14,8 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--val", type=int, default=400, help="held-out scenes")
     shapes.add_argument("--val-combos", type=int, default=400, help="scenes with unseen pairs")
     shapes.add_argument("--seed", type=int, default=0)
+    shapes.add_argument(
+        "--all-formats", action="store_true", help="in the formats of recipe shapes_all too"
+    )
     build = commands.add_parser("build", help="convert native files to shards")
-    build.add_argument("--recipe", choices=("shapes", "coco", "refcoco"), required=True)
+    build.add_argument(
+        "--recipe", choices=("shapes", "shapes_all", "coco", "refcoco"), required=True
+    )
     build.add_argument("--root", type=Path, required=True, help="folder of the native files")
     build.add_argument("--split", default="train")
     build.add_argument("--out", type=Path, required=True)
@@ -36,9 +41,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _shapes(args: argparse.Namespace) -> int:
     from data_pipelines.shapes_world import generate
+    from data_pipelines.shapes_world.formats import write_formats
 
     scenes = {"train": args.train, "val": args.val, "val_combos": args.val_combos}
     generate(args.out, level=args.level, scenes=scenes, seed=args.seed)
+    if args.all_formats:
+        for split in scenes:
+            write_formats(args.out, split)
     return 0
 
 
@@ -47,6 +56,7 @@ def _build(args: argparse.Namespace) -> int:
 
     recipe = {
         "shapes": builder.shapes_world_recipe,
+        "shapes_all": builder.shapes_all_recipe,
         "coco": builder.coco_recipe,
         "refcoco": builder.refcoco_recipe,
     }[args.recipe](args.root, args.split)
