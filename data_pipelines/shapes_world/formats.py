@@ -187,7 +187,11 @@ def _clevr_questions(scene: Scene) -> list[dict[str, Any]]:
     found = []
     words = [t.colour_and_shape or ("", "") for t in _solids(scene)]
     for place, colour in enumerate(dict.fromkeys(colour for colour, _ in words)):
-        steps = (("scene", [], []), ("filter_color", [0], [colour]), ("count", [1], []))
+        steps: tuple[tuple[str, list[int], list[str]], ...] = (
+            ("scene", [], []),
+            ("filter_color", [0], [colour]),
+            ("count", [1], []),
+        )
         found.append(
             {
                 "question": f"How many {colour} things are there?",
@@ -195,7 +199,14 @@ def _clevr_questions(scene: Scene) -> list[dict[str, Any]]:
                 "image_filename": scene.file,
                 "image_index": scene.number,
                 "question_index": 10 * scene.number + place,
-                "program": [{"function": f, "inputs": i, "value_inputs": v} for f, i, v in steps],
+                "program": [
+                    {
+                        "function": name,
+                        "inputs": [k - 1] if k else [],
+                        "value_inputs": [colour] if k == 1 else [],
+                    }
+                    for k, name in enumerate(names)
+                ],
             }
         )
     return found

@@ -57,7 +57,7 @@ def _dialogs(row: dict[str, Any], number: int, split: str, folder: str, root: Pa
         for kind, box in zip(names, boxes, strict=True)
     ]
     question, prompts = _question(asked, tags)
-    first = {"question": question, "prompts": shown(PromptKind.BOX, *prompts)}
+    first: dict[str, Any] = {"question": question, "prompts": shown(PromptKind.BOX, *prompts)}
     answer, spans = _said(said + why, tags)
     wanted = "X1" if spans else "T10" if prompts else "T04"
     turn = turn_of(wanted, answer, spans=spans, references=[answer], **first)

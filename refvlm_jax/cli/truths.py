@@ -72,8 +72,9 @@ def truth_of(dialog: Dialog, style: AnswerStyle = "plan", image_root: Path | Non
 def _image_id(dialog: Dialog) -> int | str:
     """The dataset's id of the picture; the path where pictures have names instead."""
     found = dialog.provenance.get("image_id")
-    known = isinstance(found, str) or (type(found) is int and found >= 0)
-    return found if known else dialog.image.path if dialog.image else ""
+    if isinstance(found, str) or (isinstance(found, int) and found >= 0):
+        return found
+    return dialog.image.path if dialog.image else ""
 
 
 def question_of(dialog: Dialog) -> str:

@@ -9,17 +9,20 @@ import pytest
 
 from data_pipelines import templates
 from data_pipelines.build import FAMILIES, build, shapes_all_recipe
+from data_pipelines.encode import EncodeOptions, encode_row
 from data_pipelines.shapes_world import generate
 from data_pipelines.shapes_world.formats import write_formats
-from data_pipelines.shards import DialogStore
+from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.task_table import FAMILY_TASKS, task_rows
 from data_pipelines.tasks import TASKS
+from data_pipelines.tokenizer import load_tokenizer
+from refvlm_jax.batch import BatchSpec
 from refvlm_jax.cli.main import main
 from refvlm_jax.eval.tasks import TASKS as SCORERS
 from refvlm_jax.trp.commands import COMMANDS
 from refvlm_jax.trp.prompt import clean_question
 from refvlm_jax.trp.spans import check_free_text
-from refvlm_jax.trp.tokens import PROMPT_SLOT, Unit
+from refvlm_jax.trp.tokens import IGNORE_ID, PROMPT_SLOT, Unit
 
 SLOTS = {
     "rec": ["expr"], "res": ["expr"], "cond_det": ["expr"], "cond_seg": ["expr"],
@@ -122,6 +125,27 @@ def test_a_world_in_all_formats_has_every_task(
     (line,) = (line for line in shown.splitlines() if " T22 " in line)
     assert "point or box or scribble or mask" in line and "interactive_single" in line
     assert main(["data", "tasks"]) == 0 and "dialogues" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("register", templates.REGISTERS)
+def test_every_task_becomes_a_row(built: Path, register: str) -> None:
+    spec = BatchSpec(
+        seq_len=1536, image_tokens=4, prompts=16, refs=40, mask_refs=20, kpt_refs=4,
+        depth_refs=1, mask_size=16, depth_size=16, image_size=32,
+    )  # fmt: skip
+    tokenizer, store = load_tokenizer(), DialogStore(built)
+    root = Path(read_manifest(built)["image_root"])
+    options = EncodeOptions(spec=spec, register=register)  # type: ignore[arg-type]
+    left = set(TASKS) - ({"T25"} if register == "coord" else set())  # depth is no coordinates
+    for dialog in (store[k] for k in range(len(store))):
+        if dialog.task_id not in left:
+            continue
+        left.remove(dialog.task_id)
+        row = encode_row([dialog], root, tokenizer, options, np.random.default_rng(0))
+        assert (row["labels"] != IGNORE_ID).sum() > 3
+        refs = sum(len(s.targets) for t in dialog.turns for s in t.spans)
+        assert row["ref_valid"].sum() == (refs if register == "ref" else 0), dialog.uid
+    assert not left
 
 
 def test_the_formats_are_written_once(tmp_path: Path) -> None:
