@@ -187,11 +187,6 @@ def _clevr_questions(scene: Scene) -> list[dict[str, Any]]:
     found = []
     words = [t.colour_and_shape or ("", "") for t in _solids(scene)]
     for place, colour in enumerate(dict.fromkeys(colour for colour, _ in words)):
-        steps: tuple[tuple[str, list[int], list[str]], ...] = (
-            ("scene", [], []),
-            ("filter_color", [0], [colour]),
-            ("count", [1], []),
-        )
         found.append(
             {
                 "question": f"How many {colour} things are there?",
@@ -205,7 +200,7 @@ def _clevr_questions(scene: Scene) -> list[dict[str, Any]]:
                         "inputs": [k - 1] if k else [],
                         "value_inputs": [colour] if k == 1 else [],
                     }
-                    for k, name in enumerate(names)
+                    for k, name in enumerate(("scene", "filter_color", "count"))
                 ],
             }
         )

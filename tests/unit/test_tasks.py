@@ -142,7 +142,7 @@ def test_every_task_becomes_a_row(built: Path, register: str) -> None:
             continue
         left.remove(dialog.task_id)
         row = encode_row([dialog], root, tokenizer, options, np.random.default_rng(0))
-        assert (row["labels"] != IGNORE_ID).sum() > 3
+        assert (row["labels"] != IGNORE_ID).sum() >= 2  # a word and the end
         refs = sum(len(s.targets) for t in dialog.turns for s in t.spans)
         assert row["ref_valid"].sum() == (refs if register == "ref" else 0), dialog.uid
     assert not left
