@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,8 +18,10 @@ from rich.table import Table
 from data_pipelines.depths import depth_problem
 from data_pipelines.images import ImageError, load_image
 from data_pipelines.records import Dialog, encode
+from data_pipelines.shapes_world.formats import FOLDER
 from data_pipelines.shards import ShardInfo, ShardWriter, read_manifest, write_manifest
 from data_pipelines.sources import (
+    clevr,
     coco,
     depth,
     explained,
@@ -118,6 +120,24 @@ def shapes_world_recipe(world: Path, split: str) -> BuildRecipe:
     )
 
 
+def shapes_all_recipe(world: Path, split: str) -> BuildRecipe:
+    """A rendered shapes world in every format it is written in, and so with every task type."""
+    recipe = shapes_world_recipe(world, split)
+    at = lambda name: str(Path(world).resolve() / FOLDER / split / name)  # noqa: E731
+    more = (
+        SourceEntry("gqa", at(f"gqa/{split}_balanced_questions.json")),
+        SourceEntry("clevr", at(f"clevr/questions/CLEVR_{split}_questions.json")),
+        SourceEntry("point_qa", at(f"point_qa/pointQA_local_{split}.jsonl")),
+        SourceEntry("vcr", at(f"vcr/{split}.jsonl")),
+        SourceEntry("llava_mix", at("llava/llava_v1_5_mix665k.json")),
+        SourceEntry("osprey", at("osprey/osprey_detail.json"), {"kind": "detail"}),
+        SourceEntry("visual7w", at("visual7w/dataset_v7w_pointing.json")),
+        SourceEntry("grit", at("grit")),
+        SourceEntry("grand", at("grand")),
+    )
+    return replace(recipe, entries=recipe.entries + more)
+
+
 def coco_recipe(root: Path, split: str) -> BuildRecipe:
     """COCO as published: pictures and the instances, captions and keypoints of {split}2017."""
     root = Path(root).resolve()
@@ -166,7 +186,7 @@ FAMILIES: dict[str, Callable[..., Iterator[Dialog]]] = {
     "vqa_e": explained.vqa_e,
     "vqa_x": explained.vqa_x,
     "gqa": gqa.gqa,
-    "clevr": gqa.clevr,
+    "clevr": clevr.questions,
     "visual7w": pointing.visual7w,
     "point_qa": pointing.point_qa,
     "vcr": vcr.vcr,

@@ -22,5 +22,7 @@ class EncodeOptions:
     shared_picture: bool = False
     """The picture opens the row, and the dialogues of the row see it but not each other. Otherwise
     they are turns of one conversation whose first question holds the picture, as released."""
+    templates: int = 0
+    """Questions are drawn from the first so many templates of a bank; 0 for all."""
     fixed_template: bool = False
     """Always the first question template, as evaluation asks."""

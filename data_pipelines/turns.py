@@ -154,6 +154,8 @@ class TurnEncoder:
             turn.slots,
             register=self.options.register,
             rng=None if self.options.fixed_template else self.rng,
+            regions=len(turn.prompts),
+            limit=self.options.templates,
         )
         if question.count(PROMPT_SLOT) != len(turn.prompts):
             raise EncodeError(

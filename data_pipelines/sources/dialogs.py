@@ -10,11 +10,9 @@ from data_pipelines.sources.base import RecordError
 from data_pipelines.tasks import TASKS, TaskSpec
 from refvlm_jax.trp.tokens import IMAGE_SLOT, Unit
 
-NEAREST = {
-    "T02": "T01", "T04": "T03", "T05": "T03", "T10": "T06", "T11": "T08", "T12": "T07",
-    "T15": "T17", "T16": "T18", "X1": "T19", "X3": "T17", "LCL": "T03",
-}  # fmt: skip
-"""What stands in for a task type that `tasks.TASKS` lacks; LCL is link-context learning."""
+NEAREST = {"LCL": "T03"}
+"""What stands in for a task type that `tasks.TASKS` lacks: samples of link-context learning (LCL) are
+questions until an episode is put together from them."""
 
 
 def task_of(wanted: str) -> TaskSpec:

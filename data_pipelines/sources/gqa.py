@@ -1,4 +1,4 @@
-"""GQA and CLEVR: questions made from scene graphs."""
+"""GQA: questions made from scene graphs of photographs."""
 
 import re
 from collections.abc import Iterator
@@ -24,7 +24,8 @@ _VERDICT = re.compile(r"^(?:Yes|No),\s*")
 def gqa(
     path: Path, split: str, folder: str, drops: Drops, sizes: Sizes, *, scene_graphs: str = ""
 ) -> Iterator[Dialog]:
-    """T03 of every question; with scene graphs also X1, its full answer with the objects boxed.
+    """T03 of every question and T04 of those with a full answer; with scene graphs X1, that answer
+    with its objects boxed.
 
     Args:
       path: `{split}_balanced_questions.json`, an object by question id.
@@ -59,11 +60,16 @@ def _gqa_dialogs(
         "T03", f"The answer is {answer}.", slots={"question": question}, references=[answer]
     )
     yield dialog_of("T03", ("gqa", *named), image, [short], **known)
+    slots = {"question": question}
+    if row.get("fullAnswer"):
+        text = f"{words(row['fullAnswer'], 'full answer')} So the answer is {answer}."
+        reason = turn_of("T04", text, slots=slots, references=[text])
+        yield dialog_of("T04", ("gqa", *named), image, [reason], **known)
     noted = row.get("annotations", {}).get("fullAnswer") or {}
     if noted and graph:
         full, regions, spans = _grounded(row["fullAnswer"], noted, graph["objects"], image)
-        text = f"{full} The answer is {answer}."
-        turn = turn_of("X1", text, question=question, spans=spans)
+        text = f"{full} So the answer is {answer}."
+        turn = turn_of("X1", text, slots=slots, spans=spans)
         yield dialog_of("X1", ("gqa", *named), image, [turn], regions, **known)
 
 
@@ -94,32 +100,3 @@ def _grounded(
         targets = list(dict.fromkeys(row_of[key] for key in ids.split(",")))
         spans.append(Span(start=start, end=end, unit=Unit.BOX, targets=targets))
     return f"{full[0].upper()}{full[1:]}", regions, spans
-
-
-def clevr(path: Path, split: str, folder: str, drops: Drops, sizes: Sizes) -> Iterator[Dialog]:
-    """T03 of every question of `CLEVR_{split}_questions.json` that has an answer.
-
-    Args:
-      path: the question file of CLEVR v1.0 or CoGenT.
-      split: split of the records.
-      folder: folder of the pictures of that split.
-      drops: takes unusable records.
-      sizes: sizes of the pictures.
-    """
-    content = read_json(Path(path), keys=("questions",))
-    for place, row in enumerate(content["questions"]):
-        found: list[Dialog] = []
-        with drops.guard(f"{path}, question at index {place}"):
-            question, answer, name = need(row, "question", "answer", "image_filename")
-            answer = words(str(answer), "answer")
-            turn = turn_of(
-                "T03",
-                f"The answer is {answer}.",
-                slots={"question": words(question, "question")},
-                references=[answer],
-            )
-            image = sized_picture(name, folder, sizes)
-            number = row.get("question_index", place)
-            known = {"image_id": row.get("image_index", 0), "question_id": number}
-            found = [dialog_of("T03", ("clevr", split, number), image, [turn], **known)]
-        yield from found

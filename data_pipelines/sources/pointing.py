@@ -20,7 +20,6 @@ from data_pipelines.sources.base import (
 )
 from data_pipelines.sources.dialogs import dialog_of, phrase_turn, shown, turn_of, words
 from data_pipelines.sources.sizes import Sizes, sized_picture
-from refvlm_jax.trp.tokens import PROMPT_SLOT, Unit
 
 _SPLITS = ("train", "val", "test")
 _QUESTIONS = ("question", "obj_question", "super_question", "general_question")
@@ -79,13 +78,11 @@ def _pointing(
         )
         for k in order
     ]
-    choices = ", ".join([PROMPT_SLOT] * len(order))
     turn = phrase_turn(
         "X3",
         "target",
         [int(np.flatnonzero(order == 0)[0])],
-        unit=Unit.BOX,
-        question=f"{words(question, 'question')} Choose among {choices}.",
+        slots={"question": words(question, "question")},
         prompts=shown(PromptKind.BOX, *range(len(order))),
     )
     known = {"image_id": int(pair.get("image_id", 0)), "question_id": number}
@@ -133,7 +130,7 @@ def _about_place(
             turn = turn_of(
                 task,
                 f"The answer is {answer}.",
-                question=f"{words(row[key], key)} {PROMPT_SLOT}",
+                slots={"question": words(row[key], key)},
                 prompts=shown(kind, 0),
                 references=[answer],
             )

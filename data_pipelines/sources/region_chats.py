@@ -28,7 +28,6 @@ from refvlm_jax.trp.tokens import PROMPT_SLOT, Unit
 _TAG = re.compile(r"<region(\d+)>")
 _DESCRIBED = re.compile(r"^\s*<[^>]*>\s*:\s*(.*)$", re.DOTALL)
 _SHORT = " Answer with a word or a short phrase."
-_DETAIL = f"Describe {PROMPT_SLOT} in detail."
 KINDS = ("conversation", "short", "lvis", "detail")
 _MARKED = re.compile(r"<g_s>\s*(.*?)\s*<g_e>\s*<seg>")
 _ASKS = re.compile(r"\s*\(with grounding\)\s*")
@@ -99,7 +98,7 @@ def _details(item: dict[str, Any], regions: list[Region]) -> list[Turn]:
     for k, text in enumerate(texts):
         match = _DESCRIBED.match(text)
         answer = words(match[1] if match else text, "description")
-        turns.append(turn_of("T12", answer, question=_DETAIL, prompts=shown(PromptKind.MASK, k)))
+        turns.append(turn_of("T12", answer, prompts=shown(PromptKind.MASK, k)))
     return turns
 
 

@@ -1,10 +1,11 @@
 """VCR: questions about people and things that are tagged in a film still, with a rationale."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.records import Dialog, MediaRef, PromptKind, Region, Span
+from data_pipelines.records import Dialog, MediaRef, PromptKind, Region, Span, Turn
 from data_pipelines.sources.base import (
     Drops,
     RecordError,
@@ -15,15 +16,18 @@ from data_pipelines.sources.base import (
     read_lines,
 )
 from data_pipelines.sources.dialogs import dialog_of, shown, tighten, turn_of, words
+from data_pipelines.tasks import TASKS
 from refvlm_jax.trp.tokens import PROMPT_SLOT, Unit
 
 
 def vcr(
     path: Path, split: str, folder: str, drops: Drops, *, metadata: str = ""
 ) -> Iterator[Dialog]:
-    """X1 of every question: answer and rationale, tagged objects shown and boxed.
+    """X1 of every question: answer and rationale, tagged objects shown and boxed; and X4: the
+    answer first, then its reason when asked.
 
-    Where the answer mentions no object it is a T10 or, with none in the question, a T04.
+    Where answer and rationale mention no object there is no X4, and X1 is a T10 or, with none in
+    the question either, a T04.
 
     Args:
       path: `train.jsonl` or `val.jsonl`; test rows hold no labels.
@@ -37,13 +41,13 @@ def vcr(
     for number, row in read_lines(path, drops):
         found: list[Dialog] = []
         with drops.guard(f"{path}:{number}"):
-            found = [_dialog(row, number, split, folder, root)]
+            found = _dialogs(row, number, split, folder, root)
         yield from found
 
 
-def _dialog(row: dict[str, Any], number: int, split: str, folder: str, root: Path) -> Dialog:
+def _dialogs(row: dict[str, Any], number: int, split: str, folder: str, root: Path) -> list[Dialog]:
     asked, names, name = need(row, "question", "objects", "img_fn")
-    said = _right(row, "answer") + _right(row, "rationale")
+    said, why = _right(row, "answer"), _right(row, "rationale")
     image, boxes = _picture(row, name, folder, root)
     if len(boxes) != len(names):
         raise RecordError("V10", f"{len(names)} objects, {len(boxes)} boxes; they must agree")
@@ -53,20 +57,24 @@ def _dialog(row: dict[str, Any], number: int, split: str, folder: str, root: Pat
         for kind, box in zip(names, boxes, strict=True)
     ]
     question, prompts = _question(asked, tags)
-    answer, places = _text(said, tags)
-    spans = [Span(start=s, end=e, unit=Unit.BOX, targets=t) for (s, e), t in places]
+    first: dict[str, Any] = {"question": question, "prompts": shown(PromptKind.BOX, *prompts)}
+    answer, spans = _said(said + why, tags)
     wanted = "X1" if spans else "T10" if prompts else "T04"
-    turn = turn_of(
-        wanted,
-        answer,
-        question=question,
-        prompts=shown(PromptKind.BOX, *prompts),
-        spans=spans,
-        references=[answer],
-    )
+    turn = turn_of(wanted, answer, spans=spans, references=[answer], **first)
     known = {"native_id": row.get("annot_id", ""), "img_fn": name}
     uid = ("vcr", split, row.get("annot_id", number))
-    return dialog_of(wanted, uid, image, [turn], regions, **known)
+    found = [dialog_of(wanted, uid, image, [turn], regions, **known)]
+    if spans:
+        steps = [_step(said, tags, **first), _step(why, tags)]
+        found.append(dialog_of("X4", uid, image, steps, regions, **known))
+    return found
+
+
+def _step(tokens: list[Any], tags: list[str], **asked: Any) -> Turn:
+    """A turn of X4; one that mentions no object is plain text, as its command then says."""
+    text, spans = _said(tokens, tags)
+    turn = turn_of("X4", text, spans=spans, references=[text], **asked)
+    return turn if spans else replace(turn, task_name=TASKS["T04"].command)
 
 
 def _right(row: dict[str, Any], what: str) -> list[Any]:
@@ -107,12 +115,14 @@ def _joined(tokens: list[Any], tags: list[str]) -> tuple[str, list[tuple[int, in
     return text, places
 
 
-def _text(
-    tokens: list[Any], tags: list[str]
-) -> tuple[str, list[tuple[tuple[int, int], list[int]]]]:
+def _said(tokens: list[Any], tags: list[str]) -> tuple[str, list[Span]]:
+    """Tokens as an answer whose tags are phrases."""
     text, places = _joined(tokens, tags)
     tight, moved = tighten(words(text, "answer"), [(s, e) for s, e, _ in places])
-    return tight, list(zip(moved, (t for _, _, t in places), strict=True))
+    return tight, [
+        Span(start=start, end=end, unit=Unit.BOX, targets=targets)
+        for (start, end), (_, _, targets) in zip(moved, places, strict=True)
+    ]
 
 
 def _question(tokens: list[Any], tags: list[str]) -> tuple[str, list[int]]:

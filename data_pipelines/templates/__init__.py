@@ -1,7 +1,8 @@
 """Question templates: one bank a task, two registers, our own wording.
 
 The `ref` register asks for references, the `coord` register for coordinates written as text. Slots are
-`{expr}`, `{question}` and `{region}`; the last becomes the region marker.
+`{expr}`, `{question}`, `{region}` and `{regions}`; the last two become one region marker, or one for
+every region that is shown.
 """
 
 import difflib
@@ -49,18 +50,23 @@ def render(
     register: str = "ref",
     rng: np.random.Generator | None = None,
     index: int | None = None,
+    regions: int = 1,
+    limit: int = 0,
 ) -> str:
     """A question: template `index`, one drawn by `rng`, or the first.
 
-    Slot values are free text and never interpreted, braces included.
+    Slot values are free text and never interpreted, braces included. `regions` are listed by
+    `{regions}`; of the bank only the first `limit` templates are drawn from, 0 for all.
 
     Raises:
       ValueError: unknown bank, or a slot of the template without a value.
     """
     choices = sentences(bank, register)
     if index is None:
-        index = 0 if rng is None else int(rng.integers(len(choices)))
-    values = {"region": PROMPT_SLOT, **slots}
+        many = min(limit or len(choices), len(choices))
+        index = 0 if rng is None else int(rng.integers(many))
+    listed = ", ".join([PROMPT_SLOT] * regions)
+    values = {"region": PROMPT_SLOT, "regions": listed, **slots}
 
     def fill(match: re.Match[str]) -> str:
         if match[1] not in values:

@@ -1,4 +1,4 @@
-"""`refvlm data {shapes,build,inspect}`: native files to VT-Instruct shards."""
+"""`refvlm data {shapes,build,inspect,tasks}`: native files to VT-Instruct shards."""
 
 import argparse
 from pathlib import Path
@@ -14,8 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--val", type=int, default=400, help="held-out scenes")
     shapes.add_argument("--val-combos", type=int, default=400, help="scenes with unseen pairs")
     shapes.add_argument("--seed", type=int, default=0)
+    shapes.add_argument(
+        "--all-formats", action="store_true", help="in the formats of recipe shapes_all too"
+    )
     build = commands.add_parser("build", help="convert native files to shards")
-    build.add_argument("--recipe", choices=("shapes", "coco", "refcoco"), required=True)
+    build.add_argument(
+        "--recipe", choices=("shapes", "shapes_all", "coco", "refcoco"), required=True
+    )
     build.add_argument("--root", type=Path, required=True, help="folder of the native files")
     build.add_argument("--split", default="train")
     build.add_argument("--out", type=Path, required=True)
@@ -24,18 +29,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect = commands.add_parser("inspect", help="print the first records of a built dataset")
     inspect.add_argument("dir", type=Path)
     inspect.add_argument("--limit", type=int, default=3)
+    tasks = commands.add_parser("tasks", help="list the task types and where they come from")
+    tasks.add_argument("--built", type=Path, help="a built dataset, to count its dialogues")
 
 
 def run(args: argparse.Namespace) -> int:
     """Dispatches to the sub-command."""
-    return {"shapes": _shapes, "build": _build, "inspect": _inspect}[args.data_command](args)
+    commands = {"shapes": _shapes, "build": _build, "inspect": _inspect, "tasks": _tasks}
+    return commands[args.data_command](args)
 
 
 def _shapes(args: argparse.Namespace) -> int:
     from data_pipelines.shapes_world import generate
+    from data_pipelines.shapes_world.formats import write_formats
 
     scenes = {"train": args.train, "val": args.val, "val_combos": args.val_combos}
     generate(args.out, level=args.level, scenes=scenes, seed=args.seed)
+    if args.all_formats:
+        for split in scenes:
+            write_formats(args.out, split)
     return 0
 
 
@@ -44,10 +56,23 @@ def _build(args: argparse.Namespace) -> int:
 
     recipe = {
         "shapes": builder.shapes_world_recipe,
+        "shapes_all": builder.shapes_all_recipe,
         "coco": builder.coco_recipe,
         "refcoco": builder.refcoco_recipe,
     }[args.recipe](args.root, args.split)
     builder.build(recipe, args.out, limit=args.limit, workers=args.workers)
+    return 0
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from data_pipelines.task_table import as_table, task_rows
+
+    console = Console()
+    # A list that is read by another program keeps a line a task.
+    console = console if console.is_terminal else Console(width=400)
+    console.print(as_table(task_rows(args.built)))
     return 0
 
 

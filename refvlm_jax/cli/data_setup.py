@@ -24,6 +24,7 @@ def encode_options(config: RunConfig, **changes: object) -> EncodeOptions:
         register=config.data.register,
         plan=config.data.plan_block,
         shared_picture=config.data.shared_picture,
+        templates=config.data.templates,
     )
     return replace(options, **changes)  # type: ignore[arg-type]
 

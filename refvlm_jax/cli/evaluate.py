@@ -76,7 +76,8 @@ def evaluate(
 ) -> Split:
     """Answers and scores one held-out dataset; records stay in `out/name.*.jsonl`.
 
-    Tasks whose answers need a decoder that the model lacks are left out, unless they are named.
+    Tasks whose answers need a decoder that the model lacks are left out, unless they are named; so
+    are dialogues without a picture.
 
     Args:
       majority: most frequent training answer, for the VQA baseline.
@@ -87,7 +88,8 @@ def evaluate(
     tasks = tasks or config.eval.tasks
     store = DialogStore(data)
     wanted = set(tasks or answerable(config))
-    chosen = (d for d in (store[i] for i in range(len(store))) if d.task_id in wanted)
+    records = (store[i] for i in range(len(store)))
+    chosen = (d for d in records if d.task_id in wanted and d.image is not None)
     dialogs = select(chosen, config.eval.limit if limit is None else limit)
     root = Path(read_manifest(data)["image_root"])
     engine = make_engine(config, params)

@@ -56,7 +56,7 @@ def truth_of(dialog: Dialog, style: AnswerStyle = "plan", image_root: Path | Non
         uid=dialog.uid,
         task_id=dialog.task_id,
         image=image.path,
-        image_id=int(dialog.provenance.get("image_id", 0)),
+        image_id=_image_id(dialog),
         width=image.width,
         height=image.height,
         question=question_of(dialog),
@@ -69,10 +69,18 @@ def truth_of(dialog: Dialog, style: AnswerStyle = "plan", image_root: Path | Non
     )
 
 
+def _image_id(dialog: Dialog) -> int | str:
+    """The dataset's id of the picture; the path where pictures have names instead."""
+    found = dialog.provenance.get("image_id")
+    if isinstance(found, str) or (isinstance(found, int) and found >= 0):
+        return found
+    return dialog.image.path if dialog.image else ""
+
+
 def question_of(dialog: Dialog) -> str:
     """The first question as evaluation asks it: always the first template of its bank."""
     turn = dialog.turns[0]
-    return turn.literal or render_template(turn.bank, turn.slots)
+    return turn.literal or render_template(turn.bank, turn.slots, regions=len(turn.prompts))
 
 
 def _instance(region: Region, root: Path) -> Instance:

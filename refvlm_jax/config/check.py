@@ -28,6 +28,7 @@ _MAY_BE_ZERO = {
     "clip_norm",
     "eval_every",
     "limit",
+    "templates",
     "dropout",
     "lr_scale",
     "beta1",

@@ -45,6 +45,9 @@ class DataConfig:
     """Answer style: `<REF>` tokens for unit decoders, or coordinates written as text."""
     plan_block: bool = True
     """Answers open with the plan block (`<Task>...</Task>`) that lists names, units and counts."""
+    templates: int = 0
+    """Questions are drawn from the first so many templates of a bank; 0 for all. A few teach a small
+    model sooner, many teach a large one not to hang on the wording."""
     merge: int = 1
     """Dialogues about one picture merged into a row, at most."""
     shared_picture: bool = False

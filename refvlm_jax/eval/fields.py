@@ -54,6 +54,11 @@ def whole(value: Any, where: str) -> int:
     return value
 
 
+def whole_or_text(value: Any, where: str) -> int | str:
+    """A string, or an integer of at least 0."""
+    return value if isinstance(value, str) else whole(value, where)
+
+
 def positive(value: Any, where: str) -> int:
     """An integer of at least 1."""
     if whole(value, where) < 1:

@@ -108,7 +108,9 @@ class Truth:
     triplets: list[Triplet] = field(default_factory=list)
     ignore: list[Instance] = field(default_factory=list)
     """Crowd regions: what is found inside them counts neither for nor against."""
-    image_id: int = 0
+    image_id: int | str = 0
+    """The dataset's own id of the picture, a number or a name, for tables of other tools. Scorers
+    tell pictures apart by `image`."""
     style: AnswerStyle = "plan"
     """How the answer was asked to refer (see `refvlm_jax.trp.format`)."""
 

@@ -108,7 +108,7 @@ def parse_truth(value: Any) -> Truth:
         answer=fields.take("answer", f.text),
         references=fields.take("references", f.list_of(f.text), []),
         ignore=fields.take("ignore", f.list_of(_instance), []),
-        image_id=fields.take("image_id", f.whole, 0),
+        image_id=fields.take("image_id", f.whole_or_text, 0),
         style=cast(AnswerStyle, fields.take("style", f.one_of(*get_args(AnswerStyle)), "plan")),
     )
     fields.done()

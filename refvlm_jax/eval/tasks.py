@@ -11,6 +11,7 @@ from refvlm_jax.eval.scorers import (
     detection,
     grounded,
     keypoints,
+    reasoned,
     rec,
     region_caption,
     res,
@@ -92,6 +93,14 @@ def _caption(title: str) -> TaskScorer:
     return TaskScorer(title, "cider", "", caption.score)
 
 
+def _dialogue(title: str) -> TaskScorer:
+    return TaskScorer(title, "cider", "", region_caption.score, _region_terms)
+
+
+def _reasoned(title: str) -> TaskScorer:
+    return TaskScorer(title, "accuracy", "box", reasoned.score, _vqa_terms)
+
+
 def _region(title: str) -> TaskScorer:
     return TaskScorer(title, "accuracy", "", region_caption.score, _region_terms)
 
@@ -113,12 +122,14 @@ TASKS: dict[str, TaskScorer] = {
     "T02": _caption("Detailed caption"),
     "T03": _answer("VQA"),
     "T04": _answer("VQA with reasons"),
+    "T05": _dialogue("Dialogue"),
     "T06": _region("Region caption (box)"),
     "T07": _region("Region caption (mask)"),
     "T08": _region("Region caption (point)"),
     "T09": _region("Region caption (scribble)"),
     "T10": _answer("Region question (box)"),
     "T11": _answer("Region question (point)"),
+    "T12": _dialogue("Dialogue about regions"),
     "T13": _detection("Detection", "box"),
     "T14": _detection("Segmentation", "mask"),
     "T15": _detection("Detection by class", "box"),
@@ -132,5 +143,10 @@ TASKS: dict[str, TaskScorer] = {
     "T23": _keypoints("Keypoints of everyone"),
     "T24": _keypoints("Region to keypoints"),
     "T25": TaskScorer("Depth", "delta1", "depth", depth.score, _depth_terms),
+    "X1": _reasoned("Reasons with boxes"),
+    # No decoder gives points: what they train is the text, which is scored.
+    "X2": _answer("Reasons with points"),
+    "X3": _box("Choice among boxes"),
+    "X4": _reasoned("Answer, then reason"),
 }
-"""Scorers by task id; other tasks are judged by their format alone."""
+"""Scorers by task id, of the first turn; unknown tasks are judged by their format alone."""

@@ -16,6 +16,10 @@ from data_pipelines.tasks import TASKS
 from data_pipelines.validate import repair, validate
 from refvlm_jax.trp.tokens import Unit
 
+# The others need words or forms that its files do not have.
+WORLD = set(TASKS) - {
+    "T02", "T04", "T05", "T10", "T11", "T12", "T15", "T16", "X1", "X2", "X3", "X4",
+}  # fmt: skip
 SAMPLE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "coco_sample"
 
 
@@ -32,7 +36,7 @@ def picture_of(world: Path, number: int) -> Path:
 
 def test_a_world_builds_every_task(world: Path, tmp_path: Path) -> None:
     report = build(shapes_world_recipe(world, "train"), tmp_path / "out", progress=False)
-    assert set(report.counts) == set(TASKS) and not report.dropped
+    assert set(report.counts) == WORLD and not report.dropped
     store = DialogStore(tmp_path / "out")
     assert len(store) == sum(report.counts.values())
     for index in range(len(store)):

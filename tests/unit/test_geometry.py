@@ -2,8 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from data_pipelines.records import Dialog, MediaRef, Region, Span, Turn, decode, encode
+from data_pipelines.sources.base import box_xywh, box_xyxy, picture
+from refvlm_jax.cli.truths import truth_of
 from refvlm_jax.geometry import PaddedSquare, box_area, box_iou, clip_boxes
+from refvlm_jax.trp.tokens import Unit
 
 SIZES = [(640, 427), (427, 640), (500, 500), (501, 400)]
 BOX = np.array([101.3, 55.7, 330.2, 300.9])
@@ -35,6 +41,58 @@ def test_boxes_and_points_return(width, height):
     points = np.concatenate([corners, np.full((50, 2, 1), 2.0)], axis=-1)
     model = square.points_to_model(points)
     np.testing.assert_allclose(square.points_to_pixels(model), points, atol=1e-4)
+
+
+@st.composite
+def pictures(draw):
+    """Square, portrait and landscape, with sides that differ by an even or an odd number."""
+    side = draw(st.integers(16, 5000))
+    other = draw(st.one_of(st.just(side), st.just(side + 1), st.integers(16, 5000)))
+    return draw(st.permutations((side, other)))
+
+
+SHARE = st.floats(0.0, 1.0)
+
+
+@given(pictures(), st.lists(st.tuples(SHARE, SHARE, SHARE, SHARE), min_size=1, max_size=8))
+def test_nothing_moves_by_more_than_a_ten_thousandth_of_the_side(size, shares):
+    width, height = size
+    square, tolerance = PaddedSquare(width, height), 1e-4 * max(size)
+    boxes = np.sort(np.array(shares).reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    boxes *= [width, height, width, height]
+    model = square.boxes_to_model(boxes).astype(np.float32)  # as a batch holds them
+    assert model.min() >= 0 and model.max() <= 1
+    assert np.abs(square.boxes_to_pixels(model) - boxes).max() < tolerance
+    points = np.concatenate([boxes[:, :2], np.full((len(boxes), 1), 2.0)], axis=1)
+    model = square.points_to_model(points).astype(np.float32)
+    assert np.abs(square.points_to_pixels(model) - points).max() < tolerance
+    # The pads of both sides differ by a pixel at most, and the picture fills the rest.
+    near = np.array([square.offset_x, square.offset_y])
+    far = square.side - near - np.array(size)
+    assert ((far - near >= 0) & (far - near <= 1)).all() and near.min() == 0
+
+
+@given(pictures(), st.tuples(SHARE, SHARE, st.floats(0.1, 1.0), st.floats(0.1, 1.0)))
+def test_records_keep_every_digit(size, shares):
+    width, height = size
+    x, y, w, h = np.array(shares) * [width / 2, height / 2, width / 2, height / 2]
+    corners = (float(x), float(y), float(x + w), float(y + h))
+    image = picture("a.jpg", "", width, height)
+    if min(w, h) < 1:  # less than a pixel is refused, not rounded
+        return
+    assert box_xyxy(corners, image) == corners
+    assert box_xywh([x, y, w, h], image) == corners
+    span = Span(start=0, end=3, unit=Unit.BOX, targets=[0])
+    turn = Turn(task_name="grounding_detection", answer="dog", literal="Where?", spans=[span])
+    region = Region(box=corners, keypoints=[[corners[0], corners[1], 2]], point=corners[:2])
+    made = Dialog(
+        uid="u", source="s", split="val", task_id="T17", turns=[turn], regions=[region],
+        image=MediaRef(path="a.jpg", width=width, height=height),
+    )  # fmt: skip
+    back = decode(encode(made))
+    assert back == made
+    (found,) = truth_of(back).triplets[0].instances
+    assert found.box == corners and found.keypoints == region.keypoints
 
 
 def test_padding_offsets_floor():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.records import Dialog, decode, encode
 from data_pipelines.sources import (
+    clevr,
     coco,
     depth,
     explained,
@@ -130,6 +131,23 @@ GQA_ROW = {
     "imageId": "a", "question": "Is it?", "answer": "yes", "fullAnswer": "Yes, the kite is.",
     "annotations": {"fullAnswer": {"1": "11"}},
 }  # fmt: skip
+CLEVR = {
+    "question": "How many?", "answer": "1", "image_filename": "a.jpg", "question_index": 3,
+    "program": [
+        {"function": "scene", "inputs": [], "value_inputs": []},
+        {"function": "filter_color", "inputs": [0], "value_inputs": ["red"]},
+        {"function": "unique", "inputs": [1], "value_inputs": []},
+        {"function": "relate", "inputs": [2], "value_inputs": ["left"]},
+        {"function": "count", "inputs": [3], "value_inputs": []},
+    ],
+}  # fmt: skip
+CLEVR_SCENE = {
+    "image_filename": "a.jpg", "relationships": {"left": [[1], []]},
+    "objects": [
+        {"size": "large", "color": color, "material": "metal", "shape": "cube",
+         "pixel_coords": [20 * k, 30, 9]} for k, color in ((1, "red"), (2, "blue"))
+    ],
+}  # fmt: skip
 GRAPHS = {"a": {"objects": {"11": {"name": "kite", "x": 10, "y": 5, "w": 10, "h": 10}}}}
 GENOME = {
     "id": 7,
@@ -195,7 +213,14 @@ PUBLISHED: dict[str, tuple[Any, bool, Convert]] = {
     "clevr": (
         {"questions": [{"question": "Is it?", "answer": "no", "image_filename": "a.jpg"}]},
         False,
-        partial(gqa.clevr, sizes=SIZES),
+        partial(clevr.questions, sizes=SIZES),
+    ),
+    "clevr_programs": (
+        {"questions": [CLEVR]},
+        False,
+        beside("scenes.json", {"scenes": [CLEVR_SCENE]},
+               lambda path, *rest: clevr.questions(
+                   path, *rest, SIZES, scenes=str(path.parent / "scenes.json"))),
     ),
     "visual7w": (V7W, False, partial(pointing.visual7w, sizes=SIZES)),
     "point_qa": (

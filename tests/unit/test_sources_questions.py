@@ -9,9 +9,11 @@ import pytest
 from native_files import SIZES, photo, phrases, sound, write, write_lines
 
 from data_pipelines.records import Dialog, PromptKind
-from data_pipelines.sources import explained, gqa, pointing, vcr, vqa_native
+from data_pipelines.sources import clevr, explained, gqa, pointing, vcr, vqa_native
 from data_pipelines.sources.base import Drops, SourceError
 from data_pipelines.sources.sizes import PictureSizes
+from data_pipelines.templates import render
+from refvlm_jax.trp.tokens import Unit
 
 NAME = "COCO_val2014_000000000007.jpg"
 COCO_SIZES = {NAME: (60, 50), "COCO_test2015_000000000007.jpg": (60, 50)}
@@ -20,6 +22,12 @@ COCO_SIZES = {NAME: (60, 50), "COCO_test2015_000000000007.jpg": (60, 50)}
 def read(convert: Callable, path: Path, *rest: Any, **options: Any) -> tuple[list[Dialog], Drops]:
     drops = Drops()
     return sound(list(convert(path, "val", "pics", drops, *rest, **options))), drops
+
+
+def asked(dialog: Dialog, number: int = 0) -> str:
+    """The question as the first template of its bank puts it."""
+    turn = dialog.turns[number]
+    return render(turn.bank, turn.slots, regions=len(turn.prompts))
 
 
 def questions(tmp_path: Path, name: str, subtype: str, rows: list[dict[str, Any]]) -> Path:
@@ -125,14 +133,19 @@ GRAPH = {"width": 60, "height": 50, "objects": {
 
 def test_gqa_full_answers_are_grounded_in_the_scene_graph(tmp_path: Path) -> None:
     path = write(tmp_path / "val_balanced_questions.json", {"201": GQA})
-    (short,), _ = read(gqa.gqa, path, SIZES)
+    (short, reason), _ = read(gqa.gqa, path, SIZES)
     assert (short.uid, short.turns[0].answer) == ("gqa/val/201/T03", "The answer is yes.")
+    assert reason.uid == "gqa/val/201/T04" and reason.task_id == "T04"
+    assert reason.turns[0].answer == f"{GQA['fullAnswer']} So the answer is yes."
     write(tmp_path / "val_sceneGraphs.json", {"a": GRAPH})
-    (_, full), drops = read(gqa.gqa, path, SIZES)
+    (_, _, full), drops = read(gqa.gqa, path, SIZES)
     assert not drops.lines and full.uid == "gqa/val/201/X1"
-    assert full.turns[0].answer == "The red kite is above the dogs. The answer is yes."
+    assert full.turns[0].answer == "The red kite is above the dogs. So the answer is yes."
     assert phrases(full) == [("red kite", [0]), ("dogs", [1, 2])]
-    assert full.regions[0].box == (10, 5, 20, 15) and full.turns[0].literal == GQA["question"]
+    assert (
+        full.regions[0].box == (10, 5, 20, 15)
+        and full.turns[0].slots["question"] == GQA["question"]
+    )
 
 
 def test_gqa_words_that_are_not_there(tmp_path: Path) -> None:
@@ -140,7 +153,7 @@ def test_gqa_words_that_are_not_there(tmp_path: Path) -> None:
     path = write(tmp_path / "val_balanced_questions.json", {"201": bad, "202": GQA})
     write(tmp_path / "val_sceneGraphs.json", {"a": GRAPH})
     dialogs, drops = read(gqa.gqa, path, SIZES)
-    assert len(dialogs) == 2 and dict(drops.counts) == {"V20": 1}
+    assert len(dialogs) == 3 and dict(drops.counts) == {"V20": 1}
     with pytest.raises(SourceError, match="another file version"):
         read(gqa.gqa, write(tmp_path / "x.json", []), SIZES)
     with pytest.raises(SourceError, match=r"gone\.json: not found"):
@@ -154,9 +167,101 @@ def test_clevr_questions(tmp_path: Path) -> None:
     }  # fmt: skip
     test_row = {k: v for k, v in row.items() if k != "answer"}
     path = write(tmp_path / "CLEVR_val_questions.json", {"questions": [row, test_row]})
-    (dialog,), drops = read(gqa.clevr, path, SIZES)
+    (dialog,), drops = read(clevr.questions, path, SIZES)
     assert dialog.uid == "clevr/val/30/T03" and dialog.provenance["image_id"] == 3
     assert dict(drops.counts) == {"V01": 1}
+
+
+def solid(size: str, color: str, shape: str, *at: float) -> dict[str, Any]:
+    return {
+        "size": size,
+        "color": color,
+        "material": "metal",
+        "shape": shape,
+        "pixel_coords": [*at, 9],
+    }
+
+
+SCENE = {
+    "image_filename": "a.jpg",
+    "objects": [solid("large", "red", "cube", 10, 20.5), solid("small", "red", "cube", 40, 30),
+                solid("small", "blue", "sphere", 25, 12)],
+    "relationships": {"left": [[], [0, 2], [0]], "right": [[1, 2], [], [1]],
+                      "front": [[1], [], [0, 1]], "behind": [[2], [0, 2], []]},
+}  # fmt: skip
+
+
+def step(name: str, *inputs: int, value: str = "") -> dict[str, Any]:
+    return {"function": name, "inputs": list(inputs), "value_inputs": [value] if value else []}
+
+
+COUNT = [
+    step("scene"), step("filter_color", 0, value="blue"), step("unique", 1),
+    step("relate", 2, value="right"), step("filter_shape", 3, value="cube"), step("count", 4),
+]  # fmt: skip
+
+
+def clevr_files(tmp_path: Path, answer: str, program: list[dict[str, Any]], **scene: Any) -> Path:
+    row = {
+        "question": "How many cubes are right of the blue thing?", "answer": answer,
+        "image_filename": "a.jpg", "question_index": 30, "program": program,
+    }  # fmt: skip
+    write(tmp_path / "scenes/CLEVR_val_scenes.json", {"scenes": [SCENE | scene]})
+    return write(tmp_path / "questions/CLEVR_val_questions.json", {"questions": [row]})
+
+
+def test_clevr_programs_become_reasons_and_points(tmp_path: Path) -> None:
+    (_, reason, points), drops = read(clevr.questions, clevr_files(tmp_path, "1", COUNT), SIZES)
+    assert not drops.lines and (reason.task_id, points.task_id) == ("T04", "X2")
+    text = "There is 1 blue thing. There is 1 cube right of it. So the answer is 1."
+    assert reason.turns[0].answer == points.turns[0].answer == text
+    assert phrases(points) == [("blue thing", [2]), ("cube right of it", [1])]
+    assert points.turns[0].spans[0].unit is Unit.POINT and points.regions[0].point == (10, 20.5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "program", "text"),
+    [
+        ("no", [step("scene"), step("filter_size", 0, value="small"),
+                step("filter_color", 1, value="green"), step("exist", 2)],
+         "There are no small green things. So the answer is no."),
+        ("3", [step("scene"), step("count", 0)], "There are 3 things. So the answer is 3."),
+        ("2", [step("scene"), step("filter_shape", 0, value="sphere"), step("scene"),
+               step("filter_size", 2, value="large"), step("union", 3, 1), step("count", 4)],
+         "There is 1 sphere. There is 1 large thing. Together there are 2 things. "
+         "So the answer is 2."),
+        ("sphere", [step("scene"), step("filter_color", 0, value="red"),
+                    step("filter_size", 1, value="small"), step("unique", 2),
+                    step("same_size", 3), step("unique", 4), step("query_shape", 5)],
+         "There is 1 small red thing. There is 1 thing of the same size. "
+         "So the answer is sphere."),
+        ("yes", [step("scene"), step("filter_color", 0, value="red"), step("count", 1),
+                 step("scene"), step("filter_color", 3, value="blue"), step("count", 4),
+                 step("greater_than", 2, 5)],
+         "There are 2 red things. There is 1 blue thing. So the answer is yes."),
+    ],
+)  # fmt: skip
+def test_clevr_programs_in_words(answer: str, program: list[dict[str, Any]], text: str) -> None:
+    assert clevr.explain(program, SCENE)[:2] == (answer, text)
+
+
+def test_clevr_programs_that_do_not_come_to_the_answer(tmp_path: Path) -> None:
+    for answer, program, scene, code in (
+        ("2", COUNT, {}, "V10"), ("1", [*COUNT, step("fly", 5)], {}, "V01"),
+        ("1", [step("unique", 0)], {}, "V01"), ("1", COUNT, {"objects": SCENE["objects"][:1]}, "V10"),
+        ("1", COUNT, {"objects": [*SCENE["objects"][:2], solid("small", "blue", "cube", 99, 3)]}, "V05"),
+    ):  # fmt: skip
+        dialogs, drops = read(
+            clevr.questions, clevr_files(tmp_path, answer, program, **scene), SIZES
+        )
+        assert [d.task_id for d in dialogs] == ["T03"] and dict(drops.counts) == {code: 1}
+    with pytest.raises(SourceError, match=r"gone\.json: not found"):
+        read(
+            clevr.questions,
+            clevr_files(tmp_path, "1", COUNT),
+            SIZES,
+            scenes=str(tmp_path / "gone.json"),
+        )
 
 
 def v7w(tmp_path: Path, **changes: Any) -> Path:
@@ -175,7 +280,8 @@ def v7w(tmp_path: Path, **changes: Any) -> Path:
 def test_visual7w_shows_four_boxes_in_an_order_of_the_question(tmp_path: Path) -> None:
     (dialog,), _ = read(pointing.visual7w, v7w(tmp_path), SIZES)
     turn = dialog.turns[0]
-    assert turn.literal == "Which kite is red? Choose among [VPT], [VPT], [VPT], [VPT]."
+    assert (dialog.task_id, turn.bank) == ("X3", "pointing") and not turn.literal
+    assert asked(dialog) == "Which kite is red? Choose among [VPT], [VPT], [VPT], [VPT]."
     assert [(p.region, p.kind) for p in turn.prompts] == [(k, PromptKind.BOX) for k in range(4)]
     ((phrase, (target,)),) = phrases(dialog)
     assert phrase == "target" and dialog.regions[target].box == (15, 10, 25, 20)
@@ -206,7 +312,7 @@ def test_point_qa_local_asks_about_a_box_or_a_point(tmp_path: Path) -> None:
     assert (box.uid, point.uid) == (
         "pointqa_local/val/1-question/T10", "pointqa_local/val/1-question/T11",
     )  # fmt: skip
-    assert point.turns[0].literal == "What colour is this? [VPT]"
+    assert asked(point) == "What colour is this? [VPT]" and point.task_id == "T11"
     assert point.turns[0].prompts[0].kind is PromptKind.POINT
     assert point.regions[0].point == (12.5, 20) and dict(drops.counts) == {"V05": 1}
     (only,), _ = read(pointing.point_qa, write_lines(path, [LOCAL]), SIZES, kinds="point")
@@ -243,7 +349,7 @@ def vcr_files(tmp_path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def test_vcr_tags_become_prompts_and_phrases(tmp_path: Path) -> None:
-    (dialog,), drops = read(vcr.vcr, vcr_files(tmp_path, VCR))
+    (dialog, steps), drops = read(vcr.vcr, vcr_files(tmp_path, VCR))
     assert not drops.lines and dialog.uid == "vcr/val/val-0/X1"
     assert dialog.image and dialog.image.path == "pics/film/1.jpg"
     turn = dialog.turns[0]
@@ -251,6 +357,12 @@ def test_vcr_tags_become_prompts_and_phrases(tmp_path: Path) -> None:
     assert [p.region for p in turn.prompts] == [0, 1]
     assert turn.answer == "person2's cup is cup3. person1 and person2 share it."
     assert phrases(dialog) == [("person2", [1]), ("cup3", [2]), ("person1 and person2", [0, 1])]
+    assert steps.uid == "vcr/val/val-0/X4" and steps.turns[0].literal == turn.literal
+    assert [t.answer for t in steps.turns] == [
+        "person2's cup is cup3.", "person1 and person2 share it.",
+    ]  # fmt: skip
+    assert asked(steps, 1) == "Why do you think so?" and not steps.turns[1].prompts
+    assert phrases(steps, 1) == [("person1 and person2", [0, 1])]
 
 
 def test_vcr_rows_that_are_not_whole(tmp_path: Path) -> None:
