@@ -148,6 +148,13 @@ class DialogStore:
         """Shard and position of a record, for messages."""
         return self._name(*self._locate(index))
 
+    def range_of(self, shard: str) -> range:
+        """Numbers of the records of one shard; ShardError when the dataset has no such shard."""
+        for info, end in zip(self.shards, self._ends, strict=True):
+            if info.name == shard:
+                return range(end - info.records, end)
+        raise ShardError(f"{self.folder}: the manifest has no shard {shard!r}; give one of its own")
+
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.folder}: record {index} of {len(self)}")

@@ -11,8 +11,9 @@ A recipe file names native files relative to a root folder; `{split}` stands for
     family = "coco_instances"
     file = "annotations/instances_{split}2017.json"
 
-An entry may have `pictures`, `instances` and `split` of its own, `options` of its converter, and
-`files`: options that are paths under the root.
+`pictures` is a folder under the root, or a table of folders by split. An entry may have `pictures`,
+`instances` and `split` of its own, `options` of its converter, and `files`: options that are paths
+under the root.
 """
 
 import hashlib
@@ -105,29 +106,36 @@ def load_recipe(
     return BuildRecipe(
         split=split,
         image_root=str(base),
-        folder=filled.get("pictures", ""),
+        folder=_folder(filled.get("pictures", ""), split, f"{path}"),
         instances=_under(base, filled.get("instances", "")),
         entries=tuple(
-            _entry(entry, base, f"{path}: entry {number}")
+            _entry(entry, base, split, f"{path}: entry {number}")
             for number, entry in enumerate(filled["entries"], 1)
         ),
         against=against,
     )
 
 
-def _entry(content: dict[str, Any], base: Path, where: str) -> SourceEntry:
+def _entry(content: dict[str, Any], base: Path, split: str, where: str) -> SourceEntry:
     _known(content, _ENTRY, {"family", "file"}, where)
     options = dict(content.get("options", {}))
     options |= {name: _under(base, file) for name, file in content.get("files", {}).items()}
-    instances = content.get("instances")
+    instances, pictures = content.get("instances"), content.get("pictures")
     return SourceEntry(
         family=content["family"],
         file=_under(base, content["file"]),
         options=options,
-        folder=content.get("pictures"),
+        folder=None if pictures is None else _folder(pictures, split, where),
         instances=None if instances is None else _under(base, instances),
         split=content.get("split"),
     )
+
+
+def _folder(pictures: Any, split: str, where: str) -> str:
+    found = pictures.get(split) if isinstance(pictures, dict) else pictures
+    if not isinstance(found, str):
+        raise RecipeError(f"{where}: pictures names no folder of split {split!r}; add it")
+    return found
 
 
 def _under(base: Path, file: str) -> str:
@@ -159,7 +167,7 @@ def _known(content: Mapping[str, Any], allowed: set[str], needed: set[str], wher
         raise RecipeError(f"{where}: unknown field {unknown[0]!r}; known: {sorted(allowed)}")
     if missing := sorted(needed - set(content)):
         raise RecipeError(f"{where}: field {missing[0]!r} is missing; add it")
-    for name in set(content) & {"family", "file", "pictures", "instances", "split", "about"}:
+    for name in set(content) & {"family", "file", "instances", "split", "about"}:
         if not isinstance(content[name], str):
             raise RecipeError(f"{where}: {name} = {content[name]!r} is no string; quote it")
     for name in set(content) & {"options", "files"}:
