@@ -44,6 +44,8 @@ CODES = {
     "V25": "the rendered answer does not read back as written",
 }
 """Validation codes and the rule each one stands for."""
+UNCHECKED = frozenset({"V07", "V11", "V12", "V16", "V17", "V21", "V22"})
+"""Rules that nothing looks at yet: no count of theirs says that records keep them."""
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from data_pipelines.build_report import CODES, rows_of
+from data_pipelines.build_report import CODES, UNCHECKED, rows_of
 from data_pipelines.encode import EncodeOptions, encode_row
 from data_pipelines.entries import hash64
 from data_pipelines.images import load_image
@@ -63,7 +63,12 @@ def write_build_page(folder: Path, report: Mapping[str, Any]) -> Path:
         card_of(store[index], root) for records in report["samples"].values() for index in records
     ]
     codes = [
-        (code, rule, report["dropped"].get(code, 0), report["flagged"].get(code, 0))
+        (
+            code,
+            f"{rule} (not checked yet)" if code in UNCHECKED else rule,
+            report["dropped"].get(code, 0),
+            report["flagged"].get(code, 0),
+        )
         for code, rule in CODES.items()
     ]
     page = _page().render(
