@@ -62,12 +62,13 @@ def write_build_page(folder: Path, report: Mapping[str, Any]) -> Path:
     cards = [
         card_of(store[index], root) for records in report["samples"].values() for index in records
     ]
+    dropped, flagged = report["dropped"], report["flagged"]
     codes = [
         (
             code,
             f"{rule} (not checked yet)" if code in UNCHECKED else rule,
-            report["dropped"].get(code, 0),
-            report["flagged"].get(code, 0),
+            dropped.get(code, 0),
+            flagged.get(code, 0),
         )
         for code, rule in CODES.items()
     ]
