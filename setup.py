@@ -48,7 +48,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["refvlm_jax*", "data_pipelines*", "configs*"]),
     package_data={
-        "data_pipelines": ["assets/**/*", "templates/*.txt"],
+        "data_pipelines": ["assets/**/*", "templates/*.txt", "recipes/*.toml"],
         "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2"],
     },
     install_requires=REQUIRES,

@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
         mask_size=64,
         workers=0,
         threads=2,
+        # A small model reads a dozen wordings of a question within minutes, not forty.
+        templates=12,
         merge=8,
         shared_picture=True,
         # REC and RES carry the headline metrics; detection and grounded captions teach the same

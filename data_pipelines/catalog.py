@@ -97,9 +97,13 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def catalog_key(store: DialogStore) -> int:
+    """64 bits that tell the content of a store from others."""
+    return _hash("".join(f"{shard.name} {shard.sha256}\n" for shard in store.shards))
+
+
 def _path(store: DialogStore) -> Path:
-    content = "".join(f"{shard.name} {shard.sha256}\n" for shard in store.shards)
-    return store.folder / f"catalog-{_hash(content):016x}.npz"
+    return store.folder / f"catalog-{catalog_key(store):016x}.npz"
 
 
 def _save(catalog: Catalog, path: Path) -> None:

@@ -10,7 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from data_pipelines.catalog import Catalog, load_catalog
+from data_pipelines.catalog import Catalog
+from data_pipelines.index import NOT_TRAINABLE, Index, load_index
 from data_pipelines.permute import mix, permuted
 from data_pipelines.shards import DialogStore
 
@@ -31,18 +32,14 @@ class Plan:
     seed: int
     merge: int
     """Dialogues a row, at most."""
-    pools: tuple[np.ndarray, ...]
-    """Record numbers of each pool."""
+    index: Index
+    """Where records of a task and of a picture are."""
+    pools: tuple[str, ...]
+    """Task of each pool; empty for the single pool of everything."""
     shares: tuple[int, ...]
     """Anchors of each pool in a block of rows."""
     weight: np.ndarray
-    """float64[n] chance of a record to be taken along, relative to others of its picture."""
-    members: np.ndarray
-    """[n] record numbers sorted by picture."""
-    first: np.ndarray
-    """[pictures + 1] where each picture starts in `members`."""
-    picture: np.ndarray
-    """[n] picture number of every record."""
+    """float64[256] by `Index.task`: chance of a record to be taken along, relative to others."""
 
     def rows(self, index: int) -> list[int]:
         """Record numbers of row `index` >= 0 in the order in which they are asked."""
@@ -58,14 +55,19 @@ class Plan:
         schedule, rank = _block_schedule(self.seed, block, self.shares)
         pool = int(schedule[offset])
         position = block * self.shares[pool] + int(rank[offset])
-        epoch, place = divmod(position, len(self.pools[pool]))
+        records = self._records(pool)
+        epoch, place = divmod(position, len(records))
         key = mix(self.seed, _SHUFFLE, pool, epoch)
-        return int(self.pools[pool][permuted(place, len(self.pools[pool]), key)])
+        return int(records[permuted(place, len(records), key)])
+
+    def _records(self, pool: int) -> np.ndarray | range:
+        return self.index.pool(self.pools[pool]) if self.pools else self.index.all_records()
 
     def _companions(self, anchor: int, rng: np.random.Generator) -> list[int]:
-        picture = int(self.picture[anchor])
-        members = self.members[self.first[picture] : self.first[picture + 1]]
-        weight = np.where(members == anchor, 0.0, self.weight[members])
+        index = self.index
+        picture = int(index.picture[anchor])
+        members = np.asarray(index.members[index.first[picture] : index.first[picture + 1]])
+        weight = np.where(members == anchor, 0.0, self.weight[index.task[members]])
         count = min(self.merge - 1, int(np.count_nonzero(weight)))
         if not count:
             return []
@@ -106,48 +108,45 @@ def build_plan(
       ShardError: a record cannot be read.
       ValueError: bad weights or `merge`, or nothing left to sample.
     """
-    return plan_catalog(load_catalog(store), weights=weights or {}, merge=merge, seed=seed)
+    return plan_index(load_index(store), weights=weights or {}, merge=merge, seed=seed)
 
 
 def plan_catalog(catalog: Catalog, *, weights: Mapping[str, float], merge: int, seed: int) -> Plan:
     """`build_plan` for a catalog at hand."""
+    return plan_index(Index.of(catalog), weights=weights, merge=merge, seed=seed)
+
+
+def plan_index(index: Index, *, weights: Mapping[str, float], merge: int, seed: int) -> Plan:
+    """`build_plan` for an index at hand; takes no longer for a large one."""
     if merge < 1:
         raise ValueError(f"merge is {merge}; a row holds at least one dialogue")
-    pools, share = _pools(catalog, weights)
-    if not pools:
-        raise ValueError("no dialogue to sample: the dataset is empty or all weights are zero")
-    weight = np.zeros(len(catalog.task))
-    for pool, part in zip(pools, share, strict=True):
-        weight[pool] = part / len(pool)
-    _, picture, sizes = np.unique(catalog.picture, return_inverse=True, return_counts=True)
-    return Plan(
-        seed=seed,
-        merge=merge,
-        pools=pools,
-        shares=_block_shares(share),
-        weight=weight,
-        members=_compact(np.argsort(picture, kind="stable")),
-        first=_compact(np.concatenate([[0], np.cumsum(sizes)])),
-        picture=_compact(picture),
-    )
-
-
-def _pools(
-    catalog: Catalog, weights: Mapping[str, float]
-) -> tuple[tuple[np.ndarray, ...], tuple[float, ...]]:
+    pools, share = _pools(index, weights)
+    weight = np.zeros(256)
     if not weights:
-        everything = _compact(np.flatnonzero(catalog.trainable))
-        return ((everything,), (1.0,)) if len(everything) else ((), ())
+        share = (1.0,)
+        records = len(index.all_records())
+        weight[:NOT_TRAINABLE] = 1.0 / max(1, records)
+    else:
+        records = len(pools)
+        for task, part in zip(pools, share, strict=True):
+            weight[index.tasks.index(task)] = part / len(index.pool(task))
+    if not records:
+        raise ValueError("no dialogue to sample: the dataset is empty or all weights are zero")
+    shares = _block_shares(share)
+    return Plan(seed=seed, merge=merge, index=index, pools=pools, shares=shares, weight=weight)
+
+
+def _pools(index: Index, weights: Mapping[str, float]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Weighted tasks that have records, and their weights."""
     pools, share = [], []
     for task in sorted(weights):
         if not 0.0 <= weights[task] < np.inf:
             raise ValueError(f"weight of task {task} is {weights[task]}; expected a number >= 0")
-        code = catalog.tasks.index(task) if task in catalog.tasks else -1
-        records = np.flatnonzero((catalog.task == code) & catalog.trainable)
-        if weights[task] and not len(records):
+        records = len(index.pool(task))
+        if weights[task] and not records:
             _LOG.warning("task %s has a sampling weight but no record; it is left out", task)
         elif weights[task]:
-            pools.append(_compact(records))
+            pools.append(task)
             share.append(float(weights[task]))
     return tuple(pools), tuple(share)
 
@@ -156,9 +155,3 @@ def _block_shares(share: tuple[float, ...]) -> tuple[int, ...]:
     """Rows of a block for each pool: rounded, but at least one."""
     total = sum(share)
     return tuple(max(1, round(_BLOCK * part / total)) for part in share)
-
-
-def _compact(numbers: np.ndarray) -> np.ndarray:
-    """Unsigned 32-bit where they fit, which halves the memory of large plans."""
-    fits = not len(numbers) or numbers.max() < 2**32
-    return numbers.astype(np.uint32 if fits else np.int64)

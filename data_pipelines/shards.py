@@ -23,6 +23,7 @@ from data_pipelines.records import Dialog, decode
 
 __all__ = [
     "MANIFEST",
+    "WRITER_OPTIONS",
     "DialogStore",
     "ShardError",
     "ShardInfo",
@@ -31,7 +32,7 @@ __all__ = [
     "write_manifest",
 ]
 
-_WRITER = "group_size:1"  # every record can be read alone
+WRITER_OPTIONS = "group_size:1"  # every record can be read alone
 _READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 _SCAN = 1024  # records read together when a whole store is scanned
 
@@ -60,7 +61,9 @@ class ShardWriter:
         if self._writer is None or self._counts[-1] == self._limit:
             self._close_shard()
             self._counts.append(0)
-            self._writer = ArrayRecordWriter(str(self._temporary(len(self._counts) - 1)), _WRITER)
+            self._writer = ArrayRecordWriter(
+                str(self._temporary(len(self._counts) - 1)), WRITER_OPTIONS
+            )
         self._writer.write(data)
         self._counts[-1] += 1
 
@@ -144,6 +147,13 @@ class DialogStore:
     def describe(self, index: int) -> str:
         """Shard and position of a record, for messages."""
         return self._name(*self._locate(index))
+
+    def range_of(self, shard: str) -> range:
+        """Numbers of the records of one shard; ShardError when the dataset has no such shard."""
+        for info, end in zip(self.shards, self._ends, strict=True):
+            if info.name == shard:
+                return range(end - info.records, end)
+        raise ShardError(f"{self.folder}: the manifest has no shard {shard!r}; give one of its own")
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

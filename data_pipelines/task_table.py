@@ -59,7 +59,7 @@ FAMILY_TASKS: dict[str, tuple[str, ...]] = {
     "coco_keypoints": ("T23", "T24"),
     "depth_maps": ("T25",),
 }
-"""Task types that the converters of `build.FAMILIES` give."""
+"""Task types that the converters of `families.FAMILIES` give."""
 
 
 @dataclass(frozen=True)

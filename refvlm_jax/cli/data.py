@@ -1,6 +1,7 @@
-"""`refvlm data {shapes,build,inspect,tasks}`: native files to VT-Instruct shards."""
+"""`refvlm data ...`: native files to VT-Instruct shards, and what is in them."""
 
 import argparse
+import json
 from pathlib import Path
 
 
@@ -18,24 +19,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all-formats", action="store_true", help="in the formats of recipe shapes_all too"
     )
     build = commands.add_parser("build", help="convert native files to shards")
-    build.add_argument(
-        "--recipe", choices=("shapes", "shapes_all", "coco", "refcoco"), required=True
-    )
-    build.add_argument("--root", type=Path, required=True, help="folder of the native files")
+    build.add_argument("--recipe", required=True, help="a name of `recipes`, or a .toml file")
+    build.add_argument("--root", type=Path, help="folder of the native files")
     build.add_argument("--split", default="train")
     build.add_argument("--out", type=Path, required=True)
     build.add_argument("--limit", type=int, help="records a source, for a first look")
-    build.add_argument("--workers", type=int, default=2)
-    inspect = commands.add_parser("inspect", help="print the first records of a built dataset")
-    inspect.add_argument("dir", type=Path)
-    inspect.add_argument("--limit", type=int, default=3)
+    build.add_argument("--workers", type=int, default=2, help="processes")
+    build.add_argument(
+        "--against", type=Path, nargs="*", default=[], metavar="DIR",
+        help="built evaluation datasets whose pictures are kept out",
+    )  # fmt: skip
+    commands.add_parser("recipes", help="list the bundled recipes")
+    doctor = commands.add_parser("doctor", help="check a built dataset")
+    doctor.add_argument("dir", type=Path)
+    doctor.add_argument("--sample", type=int, default=200, help="records that are decoded")
+    doctor.add_argument("--tokenizer", help="tokenizer folder; the bundled one by default")
+    inspect = commands.add_parser("inspect", help="show records of a dataset or of one shard")
+    inspect.add_argument("shard", type=Path, help="a dataset's folder or one of its shards")
+    inspect.add_argument("--start", type=int, default=0, help="first record")
+    inspect.add_argument("--limit", type=int, default=3, help="records")
+    inspect.add_argument("--html", type=Path, help="page to write: pictures, regions, tokens")
+    inspect.add_argument("--tokenizer", help="tokenizer folder; the bundled one by default")
     tasks = commands.add_parser("tasks", help="list the task types and where they come from")
     tasks.add_argument("--built", type=Path, help="a built dataset, to count its dialogues")
 
 
 def run(args: argparse.Namespace) -> int:
     """Dispatches to the sub-command."""
-    commands = {"shapes": _shapes, "build": _build, "inspect": _inspect, "tasks": _tasks}
+    commands = {
+        "shapes": _shapes,
+        "build": _build,
+        "recipes": _recipes,
+        "doctor": _doctor,
+        "inspect": _inspect,
+        "tasks": _tasks,
+    }
     return commands[args.data_command](args)
 
 
@@ -52,16 +70,45 @@ def _shapes(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    import data_pipelines.build as builder
+    from data_pipelines.build import build
+    from data_pipelines.recipes import load_recipe
+    from refvlm_jax.cli.data_html import write_build_page
 
-    recipe = {
-        "shapes": builder.shapes_world_recipe,
-        "shapes_all": builder.shapes_all_recipe,
-        "coco": builder.coco_recipe,
-        "refcoco": builder.refcoco_recipe,
-    }[args.recipe](args.root, args.split)
-    builder.build(recipe, args.out, limit=args.limit, workers=args.workers)
+    against = tuple(str(folder.resolve()) for folder in args.against)
+    recipe = load_recipe(args.recipe, args.root, args.split, against=against)
+    build(recipe, args.out, limit=args.limit, workers=args.workers)
+    report = json.loads((args.out / "build_report.json").read_text(encoding="utf-8"))
+    print(write_build_page(args.out, report))
     return 0
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from data_pipelines.recipes import bundled
+
+    table = Table("recipe", "what it is")
+    for name, about in bundled().items():
+        table.add_row(name, about)
+    Console().print(table)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from data_pipelines.doctor import examine
+    from data_pipelines.tokenizer import load_tokenizer
+
+    table, bad = Table("check", "looked at", "result", title=str(args.dir)), 0
+    for check in examine(args.dir, load_tokenizer(args.tokenizer), sample=args.sample):
+        bad += check.bad
+        said = "\n".join([f"{check.bad} bad", *check.problems]) if check.bad else "good"
+        table.add_row(check.name, str(check.looked_at), said)
+    Console().print(table)
+    return 1 if bad else 0
 
 
 def _tasks(args: argparse.Namespace) -> int:
@@ -81,9 +128,22 @@ def _inspect(args: argparse.Namespace) -> int:
 
     from data_pipelines.shards import DialogStore, read_manifest
 
-    manifest = read_manifest(args.dir)
+    shard = args.shard.name if args.shard.suffix == ".array_record" else None
+    folder = args.shard.parent if shard else args.shard
+    manifest, store = read_manifest(folder), DialogStore(folder)
+    records = store.range_of(shard) if shard else range(len(store))
+    chosen = records[args.start : args.start + args.limit]
+    if args.html:
+        from data_pipelines.tokenizer import load_tokenizer
+        from refvlm_jax.cli.data_html import write_record_page
+
+        dialogs = [store[index] for index in chosen]
+        root = Path(manifest["image_root"])
+        title = f"{args.shard.name}: records {args.start} to {args.start + len(chosen)}"
+        write_record_page(args.html, title, dialogs, root, load_tokenizer(args.tokenizer))
+        print(args.html)
+        return 0
     show(manifest["counts"])
-    store = DialogStore(args.dir)
-    for index in range(min(args.limit, len(store))):
+    for index in chosen:
         show(store[index])
     return 0

@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 from collections import Counter
 
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 from tiny_dialogs import write_dataset
 
 from data_pipelines.catalog import Catalog
+from data_pipelines.index import Index
 from data_pipelines.permute import mix, permuted
-from data_pipelines.plan import build_plan, plan_catalog
+from data_pipelines.plan import build_plan, plan_catalog, plan_index
 from data_pipelines.shards import DialogStore
 
 
@@ -138,3 +140,33 @@ def test_a_plan_of_a_dataset(tmp_path):
     for index in range(12):
         first, second = (store[k] for k in made.rows(index))
         assert first.image == second.image and first.task_id != second.task_id
+
+
+@pytest.mark.parametrize(
+    "weights, merge, digest",
+    [
+        ({}, 1, "6f988609672ca904"),
+        ({}, 4, "26df8074897ba5a9"),
+        ({"T01": 1.0, "T17": 3.5}, 1, "c8f7fbb407999758"),
+        ({"T01": 1.0, "T17": 3.5}, 5, "e637dcdaaae19388"),
+    ],
+)
+def test_streams_stay_what_they_were(tmp_path, weights, merge, digest):
+    """Runs go on with newer code: the order of a seed is part of the format."""
+    rng = np.random.default_rng(0)
+    columns = Catalog(
+        tasks=("T01", "T13", "T17"),
+        task=rng.integers(0, 3, 500).astype(np.uint8),
+        picture=rng.integers(0, 90, 500).astype(np.uint64) * 977,
+        trainable=rng.random(500) < 0.8,
+    )
+    made = plan_catalog(columns, weights=weights, merge=merge, seed=7)
+    rows = [made.rows(k) for k in range(3000)]
+    assert hashlib.sha256(repr(rows).encode()).hexdigest()[:16] == digest
+    Index.of(columns).save(tmp_path / "index")
+    mapped = plan_index(Index.open(tmp_path / "index"), weights=weights, merge=merge, seed=7)
+    copied = pickle.loads(pickle.dumps(mapped))
+    assert (
+        [mapped.rows(k) for k in range(300)] == rows[:300] == [copied.rows(k) for k in range(300)]
+    )
+    assert isinstance(copied.index.members, np.memmap) and len(pickle.dumps(mapped)) < 5000

@@ -1,0 +1,193 @@
+"""Pages about built datasets: the build report, and records with their tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from data_pipelines.build_report import CODES, UNCHECKED, rows_of
+from data_pipelines.encode import EncodeOptions, encode_row
+from data_pipelines.entries import hash64
+from data_pipelines.images import load_image
+from data_pipelines.records import Dialog, PromptKind, Turn
+from data_pipelines.shards import DialogStore, read_manifest
+from data_pipelines.tasks import TASKS
+from data_pipelines.templates import render as render_template
+from data_pipelines.tokenizer import Tokenizer
+from refvlm_jax.batch import TEXT, BatchSpec
+from refvlm_jax.cli.truths import rle_of, truth_of
+from refvlm_jax.eval.answer_html import answer_html, question_html
+from refvlm_jax.eval.overlay import RegionPrompt, image_element, overlay_svg
+from refvlm_jax.eval.overlay_units import depth_range
+from refvlm_jax.eval.records import write_text
+from refvlm_jax.trp.tokens import IGNORE_ID
+
+# Room for any record; pictures and masks themselves are not looked at here.
+_SPEC = BatchSpec(
+    seq_len=8192, image_size=32, prompts=64, refs=400, mask_refs=400, mask_size=16,
+    kpt_refs=400, depth_refs=8, depth_size=16,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One turn of a card."""
+
+    question: str
+    answer: str
+    drawing: str
+    """SVG; empty for a turn without a picture."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One record."""
+
+    title: str
+    uid: str
+    facts: str
+    turns: list[Shown]
+    tokens: str = ""
+    """Its row as HTML, or why it has none."""
+
+
+def write_build_page(folder: Path, report: Mapping[str, Any]) -> Path:
+    """Writes `build_report.html` beside the shards from the content of `build_report.json`."""
+    store = DialogStore(folder)
+    root = _root(folder)
+    cards = [
+        card_of(store[index], root) for records in report["samples"].values() for index in records
+    ]
+    dropped, flagged = report["dropped"], report["flagged"]
+    codes = [
+        (
+            code,
+            f"{rule} (not checked yet)" if code in UNCHECKED else rule,
+            dropped.get(code, 0),
+            flagged.get(code, 0),
+        )
+        for code, rule in CODES.items()
+    ]
+    page = _page().render(
+        title=f"Dataset {folder.resolve().name}",
+        facts={
+            "dialogues": sum(report["counts"].values()),
+            "tasks": len(report["counts"]),
+            "pictures": report["pictures"],
+            "dropped": sum(report["dropped"].values()),
+            "duplicates": report["flagged"].get("V23", 0),
+        },
+        report=report,
+        rows=rows_of(report["sources"]),
+        units=sorted({u for row in rows_of(report["sources"]) for u in row} & set(report["units"])),
+        codes=codes,
+        cards=cards,
+    )
+    write_text(folder / "build_report.html", page)
+    return folder / "build_report.html"
+
+
+def write_record_page(
+    path: Path, title: str, dialogs: Sequence[Dialog], root: Path, tokenizer: Tokenizer
+) -> None:
+    """Writes a page of records with their regions and tokens."""
+    cards = [replace(card_of(d, root), tokens=tokens_html(d, root, tokenizer)) for d in dialogs]
+    page = _page().render(title=title, facts={"records": len(cards)}, report=None, cards=cards)
+    write_text(path, page)
+
+
+def card_of(dialog: Dialog, root: Path) -> Card:
+    """A record with each of its turns drawn; a picture that is gone is said, not drawn."""
+    task = TASKS[dialog.task_id].name if dialog.task_id in TASKS else ""
+    image, problem = None, ""
+    if dialog.image is not None:
+        try:
+            image = load_image(dialog.image, root)
+        except ValueError as error:
+            problem = str(error)
+    size = f"{dialog.image.width} x {dialog.image.height}" if dialog.image else "no picture"
+    facts = " · ".join(filter(None, [dialog.source, size, *dialog.flags, problem]))
+    turns = [_turn(dialog, number, image, root) for number in range(len(dialog.turns))]
+    return Card(title=f"{dialog.task_id} {task}", uid=dialog.uid, facts=facts, turns=turns)
+
+
+def _turn(dialog: Dialog, number: int, image: np.ndarray | None, root: Path) -> Shown:
+    turn = dialog.turns[number]
+    question = turn.literal or render_template(turn.bank, turn.slots)
+    if dialog.image is None:
+        return Shown(question_html(question), escape(turn.answer), "")
+    truth = truth_of(replace(dialog, turns=[turn]), image_root=root)
+    answer = answer_html(turn.answer, truth.triplets)
+    if image is None:
+        return Shown(question_html(question), answer, "")
+    width, height = dialog.image.width, dialog.image.height
+    name = f"p{hash64(dialog.uid):x}-{number}"
+    drawing = overlay_svg(
+        truth,
+        image_element(image, name, width, height),
+        width,
+        height,
+        label=f"{dialog.task_id}: {question}",
+        prompts=_prompts(dialog, turn),
+        depth_span=depth_range(truth),
+    )
+    return Shown(question_html(question), answer, drawing)
+
+
+def _prompts(dialog: Dialog, turn: Turn) -> list[RegionPrompt]:
+    found = []
+    for prompt in turn.prompts:
+        region = dialog.regions[prompt.region]
+        if prompt.kind is PromptKind.BOX:
+            found.append(RegionPrompt(box=region.box))
+        elif prompt.kind is PromptKind.POINT and region.point is not None:
+            found.append(RegionPrompt(point=region.point))
+        else:
+            found.append(RegionPrompt(rle=rle_of(region.mask)))
+    return found
+
+
+def tokens_html(dialog: Dialog, root: Path, tokenizer: Tokenizer) -> str:
+    """The tokens of a record as training sees them, supervised ones marked.
+
+    Questions use the first template of their bank.
+    """
+    try:
+        row = encode_row([dialog], root, tokenizer, EncodeOptions(spec=_SPEC), None)
+    except ValueError as error:
+        return f'<p class="problem">{escape(str(error))}</p>'
+    pieces, length = [], int((row["segment_ids"] > 0).sum())
+    first_prompt = _SPEC.images * _SPEC.image_tokens
+    place = 0
+    while place < length:
+        if (index := int(row["visual_index"][place])) != TEXT:
+            picture = index < first_prompt
+            count = _SPEC.image_tokens if picture else _SPEC.prompt_tokens
+            pieces.append(f'<i class="visual">{"picture" if picture else "region"} x{count}</i>')
+            place += count
+            continue
+        kind = "t" if row["labels"][place] == IGNORE_ID else "t loss"
+        text = tokenizer.decode([int(row["tokens"][place])])
+        pieces.append(f'<span class="{kind}">{escape(text).replace(chr(10), "⏎<br>")}</span>')
+        place += 1
+    supervised = int((row["labels"][:length] != IGNORE_ID).sum())
+    head = f"{length} positions, {supervised} supervised, {int(row['ref_valid'].sum())} references"
+    return f'<p class="muted">{head}</p><div class="tokens">{"".join(pieces)}</div>'
+
+
+def _root(folder: Path) -> Path:
+    return Path(read_manifest(folder)["image_root"])
+
+
+def _page() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("refvlm_jax.cli", "."),
+        autoescape=jinja2.select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("data.html.j2")
