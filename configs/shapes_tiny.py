@@ -28,8 +28,11 @@ def get_config() -> ConfigDict:
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.25, 0.25, 0.25),
     )
-    # 8 x 8 patches cannot be cut into 9 equal runs of raster cells; a 3 x 3 grid of means can.
-    config.model.region_prompts = dict(num_patches=9, pooling="spatial", mask_token=True)
+    # 8 x 8 patches cannot be cut into 9 equal runs of raster cells; a 3 x 3 grid of means can. What a
+    # region looks like must not be faint beside where its parts are, or its colour is never named.
+    config.model.region_prompts = dict(
+        num_patches=9, pooling="spatial", mask_token=True, part_means=True, position_init=0.3
+    )
     config.model.llama = dict(
         vocab_size=896,
         width=96,
@@ -67,15 +70,19 @@ def get_config() -> ConfigDict:
         templates=12,
         merge=8,
         shared_picture=True,
+        # Colours are named late, or never, beside the gradients of boxes and masks; captions of
+        # regions alone teach them in a few hundred steps.
+        opening_steps=250,
+        opening_weights={"T01": 1.0, "T03": 2.0, "T06": 4.0, "T08": 0.5, "T09": 0.5},
         # REC and RES carry the headline metrics; detection and grounded captions teach the same
         # localisation with several references a row.
         weights={
-            "T01": 0.3,
-            "T03": 3.0,
-            "T06": 0.2,
-            "T07": 0.2,
-            "T08": 0.2,
-            "T09": 0.2,
+            "T01": 0.6,
+            "T03": 4.0,
+            "T06": 1.2,
+            "T07": 0.3,
+            "T08": 0.3,
+            "T09": 0.3,
             "T13": 1.0,
             "T14": 0.7,
             "T17": 3.0,
@@ -91,7 +98,7 @@ def get_config() -> ConfigDict:
     config.optim = dict(
         name="muon", lr=2e-3, warmup_steps=100, schedule="cosine", end_lr_ratio=0.02,
         weight_decay=0.05, beta1=0.9, beta2=0.98, clip_norm=1.0,
-        loss_weights={"llm": 3.0},
+        loss_weights={"llm": 4.0},
     )  # fmt: skip
     config.train = dict(steps=2600, log_every=20)
     config.ckpt = dict(every_steps=250, keep=2)

@@ -118,7 +118,9 @@ def converter_of(entry: SourceEntry, recipe: BuildRecipe) -> Converter:
         given[need] = _listed(instances, Path(recipe.image_root) / folder)[need]
     place = (Path(entry.file), entry.split or recipe.split, folder)
     convert = partial(FAMILIES[entry.family], *place, **given)
-    return lambda drops: convert(drops=drops)
+    if (tasks := entry.tasks) is None:
+        return lambda drops: convert(drops=drops)
+    return lambda drops: (d for d in convert(drops=drops) if d.task_id in tasks)
 
 
 def _listed(instances: str, pictures: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import numpy as np
 from absl import flags
 
 from data_pipelines.encode import EncodeOptions, Row, encode_row
+from data_pipelines.opening import RowPlan
 from data_pipelines.permute import mix
-from data_pipelines.plan import Plan
 from data_pipelines.shards import DialogStore
 from data_pipelines.squares import SquareReader
 from data_pipelines.tokenizer import Tokenizer
@@ -86,7 +86,7 @@ class RowSource:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RowPlan,
         store: DialogStore,
         tokenizer: Tokenizer,
         image_root: Path,
@@ -194,7 +194,7 @@ class Loader(Iterator[Batch]):
 
 
 def make_loader(
-    plan: Plan,
+    plan: RowPlan,
     store: DialogStore,
     tokenizer: Tokenizer,
     image_root: Path,

@@ -12,8 +12,8 @@ A recipe file names native files relative to a root folder; `{split}` stands for
     file = "annotations/instances_{split}2017.json"
 
 `pictures` is a folder under the root, or a table of folders by split. An entry may have `pictures`,
-`instances` and `split` of its own, `options` of its converter, and `files`: options that are paths
-under the root.
+`instances` and `split` of its own, `tasks` to keep only some of what its converter yields, `options`
+of the converter, and `files`: options that are paths under the root.
 """
 
 import hashlib
@@ -24,9 +24,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.tasks import TASKS
+
 BUNDLED = Path(__file__).parent
 _TOP = {"about", "splits", "pictures", "instances", "entries"}
-_ENTRY = {"family", "file", "pictures", "instances", "split", "options", "files"}
+_ENTRY = {"family", "file", "pictures", "instances", "split", "tasks", "options", "files"}
 
 
 class RecipeError(ValueError):
@@ -47,6 +49,8 @@ class SourceEntry:
     """COCO instances file for its sizes and names; None takes the recipe's."""
     split: str | None = None
     """Split as its converter knows it; None takes the recipe's."""
+    tasks: tuple[str, ...] | None = None
+    """Task ids that are kept of what its converter yields; None keeps all."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,9 @@ def _entry(content: dict[str, Any], base: Path, split: str, where: str) -> Sourc
     options = dict(content.get("options", {}))
     options |= {name: _under(base, file) for name, file in content.get("files", {}).items()}
     instances, pictures = content.get("instances"), content.get("pictures")
+    tasks = content.get("tasks")
+    if unknown := sorted(set(tasks or ()) - set(TASKS)):
+        raise RecipeError(f"{where}: unknown task {unknown[0]!r}; known: {', '.join(TASKS)}")
     return SourceEntry(
         family=content["family"],
         file=_under(base, content["file"]),
@@ -128,6 +135,7 @@ def _entry(content: dict[str, Any], base: Path, split: str, where: str) -> Sourc
         folder=None if pictures is None else _folder(pictures, split, where),
         instances=None if instances is None else _under(base, instances),
         split=content.get("split"),
+        tasks=None if tasks is None else tuple(tasks),
     )
 
 
@@ -173,6 +181,6 @@ def _known(content: Mapping[str, Any], allowed: set[str], needed: set[str], wher
     for name in set(content) & {"options", "files"}:
         if not isinstance(content[name], dict):
             raise RecipeError(f"{where}: {name} = {content[name]!r} is no table; write {{...}}")
-    for name in set(content) & {"entries", "splits"}:
+    for name in set(content) & {"entries", "splits", "tasks"}:
         if not isinstance(content[name], list):
             raise RecipeError(f"{where}: {name} is no list; correct the file")

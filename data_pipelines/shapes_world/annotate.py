@@ -30,6 +30,7 @@ class Rows:
     interactive: dict[str, Any] = field(default_factory=dict)
     flickr: dict[str, Any] = field(default_factory=dict)
     open_psg: dict[str, Any] = field(default_factory=dict)
+    visual_genome: dict[str, Any] = field(default_factory=dict)
 
 
 def compressed(mask: np.ndarray) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def annotate(
     told = language.grounded(scene, visible, rng)
     rows.flickr = _flickr(told, drawing, file_name, image_id)
     rows.open_psg = _open_psg(told, drawing, file_name)
+    rows.visual_genome = _visual_genome(scene, visible, rows, rng)
     return rows
 
 
@@ -209,3 +211,15 @@ def _open_psg(text: language.Grounded, drawing: Drawing, file_name: str) -> dict
     height, width = drawing.picture.shape[:2]
     size = {"width": width, "height": height}
     return {"file_name": file_name, "caption": text.text, "groundings": groundings, **size}
+
+
+def _visual_genome(
+    scene: Scene, visible: list[int], rows: Rows, rng: np.random.Generator
+) -> dict[str, Any]:
+    textured, regions = scene.level > 1, []
+    for row, k in zip(rows.instances, visible, strict=True):
+        place = dict(zip(("x", "y", "width", "height"), row["bbox"], strict=True))
+        phrase = language.description(scene.things[k], rng, textured=textured)
+        keys = {"region_id": row["id"], "image_id": row["image_id"], "phrase": phrase}
+        regions.append({**keys, **place})
+    return {"id": rows.image["id"], "regions": regions}

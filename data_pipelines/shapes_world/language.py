@@ -166,6 +166,12 @@ def _caption(scene: Scene, visible: list[int], rng: np.random.Generator, style: 
     return f"There {'is' if len(order) == 1 else 'are'} {listed}."
 
 
+def description(thing: Thing, rng: np.random.Generator, *, textured: bool) -> str:
+    """What a thing is by itself, whatever else is there: "a blue star", "a large blue star"."""
+    told = [name, _sized, _textured]
+    return article(str(told[int(rng.integers(3 if textured else 2))](thing)))
+
+
 def article(phrase: str) -> str:
     """With "a" or "an"."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

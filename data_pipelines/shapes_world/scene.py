@@ -10,6 +10,9 @@ LONG_SIDE = {1: (64, 112), 2: (96, 192), 3: (160, 320)}
 COUNT = {1: (2, 4), 2: (3, 6), 3: (3, 9)}
 PEOPLE = {1: 0.15, 2: 0.35, 3: 0.5}
 """Chance that a scene has a person."""
+TWINS = 0.35
+"""Chance that an object has the shape of one that is there already, as RefCOCO's pictures have several
+objects of a kind: then only its colour or its place tells it from the other."""
 OVERLAP = {1: 0.0, 2: 0.15, 3: 0.45}
 """Share of the smaller radius that two objects may overlap."""
 RADII = {
@@ -76,7 +79,10 @@ def sample_scene(level: int, rng: np.random.Generator, *, held_out: bool = False
     for _ in range(4 * wanted):
         if len(scene.things) >= wanted:
             break
-        _place(scene, rng, SEEN[rng.integers(len(SEEN))])
+        shapes = {t.shape for t in scene.things}
+        alike = [pair for pair in SEEN if pair[0] in shapes]
+        choices = alike if alike and rng.random() < TWINS else SEEN
+        _place(scene, rng, choices[rng.integers(len(choices))])
     # What stands lower in the picture is nearer and covers what is behind it.
     scene.things.sort(key=lambda t: t.y + t.radius)
     return scene

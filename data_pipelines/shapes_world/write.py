@@ -19,7 +19,7 @@ from data_pipelines.shapes_world.attributes import CATEGORY_IDS
 from data_pipelines.shapes_world.draw import draw
 from data_pipelines.shapes_world.scene import sample_scene
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "val", "val_combos")
 _CHUNK = 100
 
@@ -91,6 +91,7 @@ def _write_split(
         "vqa",
         "interactive",
         "gcg",
+        "vg",
     ):
         (root / folder).mkdir(parents=True, exist_ok=True)
     job = partial(_render_chunk, root=root, split=split, level=level, seed=seed)
@@ -155,6 +156,14 @@ def _write_annotations(root: Path, split: str, rows: list[Rows]) -> None:
     _dump(root / f"interactive/coco_interactive_{split}.json", [r.interactive for r in rows])
     _dump_lines(root / f"gcg/flickr_boxes_{split}.jsonl", (r.flickr for r in rows))
     _dump(root / f"gcg/open_psg_{split}.json", [r.open_psg for r in rows])
+    _dump(root / f"vg/region_descriptions_{split}.json", [r.visual_genome for r in rows])
+    _dump(root / f"vg/image_data_{split}.json", [_addressed(image, split) for image in images])
+
+
+def _addressed(image: dict[str, Any], split: str) -> dict[str, Any]:
+    """A row of Visual Genome's list of pictures, which knows them by their address."""
+    size = {"width": image["width"], "height": image["height"]}
+    return {"image_id": image["id"], "url": f"images/{split}/{image['file_name']}", **size}
 
 
 def _dump(path: Path, content: Any) -> None:

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from data_pipelines.encode import EncodeOptions
 from data_pipelines.loader import Loader, LoaderConfig, make_loader
+from data_pipelines.opening import Opening, RowPlan
 from data_pipelines.plan import build_plan
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
@@ -57,11 +59,8 @@ def train_batches(config: RunConfig, start_step: int) -> Loader:
     """This process's rows of every global batch from `start_step` on."""
     root = Path(config.data.path)
     store = DialogStore(root)
-    plan = build_plan(
-        store, weights=config.data.weights, merge=config.data.merge, seed=config.data.seed
-    )
     return make_loader(
-        plan,
+        row_plan(config.data, store),
         store,
         tokenizer_of(config),
         Path(read_manifest(root)["image_root"]),
@@ -76,6 +75,16 @@ def train_batches(config: RunConfig, start_step: int) -> Loader:
             start_step=start_step,
         ),
     )
+
+
+def row_plan(config: DataConfig, store: DialogStore) -> RowPlan:
+    """The stream of rows that a run asks for."""
+    plan = partial(build_plan, store, merge=config.merge, seed=config.seed)
+    then = plan(weights=config.weights)
+    if not config.opening_steps:
+        return then
+    rows = config.opening_steps * config.batch_size
+    return Opening(first=plan(weights=config.opening_weights), then=then, rows_of_first=rows)
 
 
 def check_data(config: DataConfig) -> None:

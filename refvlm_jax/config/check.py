@@ -50,6 +50,8 @@ _MAY_BE_ZERO = {
     "gradient_weight",
     "weights",
     "loss_weights",
+    "opening_steps",
+    "opening_weights",
 }
 _ANY_SIGN = {"shape", "feature_layer", "image_mean", "features"}
 _BELOW_ONE = {"beta1", "beta2", "dropout", "mask_threshold"}
@@ -66,6 +68,7 @@ def check(config: RunConfig) -> None:
     _check_adapter(config)
     _check_masks(config.model)
     _check_batch(config)
+    _check_opening(config)
     for pattern in config.train.keep_float32:
         _check_pattern("train.keep_float32", pattern)
 
@@ -98,6 +101,19 @@ def _check_number(path: str, name: str, value: float) -> None:
         raise ConfigError(f"{path} = 0 must be positive")
     if name in _BELOW_ONE and value >= 1:
         raise ConfigError(f"{path} = {value} must lie below 1")
+
+
+def _check_opening(config: RunConfig) -> None:
+    steps, weights = config.data.opening_steps, config.data.opening_weights
+    if bool(steps) != bool(weights):
+        raise ConfigError(
+            f"data.opening_steps = {steps} and data.opening_weights = {dict(weights)}: an opening "
+            "needs both; set or clear both"
+        )
+    if steps > config.train.steps:
+        raise ConfigError(
+            f"data.opening_steps = {steps} is more than train.steps = {config.train.steps}"
+        )
 
 
 def _check_mesh(mesh: MeshConfig) -> None:

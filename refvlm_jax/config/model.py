@@ -52,6 +52,12 @@ class RegionPromptConfig:
     with its own map to the language model (`num_patches` is then 1)."""
     mask_token: bool = True
     """One more token made of the region's weights alone."""
+    part_means: bool = False
+    """Every part is its own mean over the region. Released weights expect the parts to add up to the
+    mean of the region instead, which leaves a ninth of its size to each."""
+    position_init: float = 1.0
+    """Standard deviation of the position code at birth. At 1, as released, it outweighs what it marks
+    until training has shrunk it or made the features larger."""
 
     @property
     def tokens(self) -> int:

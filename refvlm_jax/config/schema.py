@@ -55,6 +55,10 @@ class DataConfig:
     conversation, which tells later ones what earlier ones said about the picture."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Task id -> sampling weight; empty samples tasks by their record counts."""
+    opening_steps: int = 0
+    """Steps at the start of a run that draw by `opening_weights` instead of `weights`."""
+    opening_weights: Mapping[str, float] = field(default_factory=dict)
+    """As `weights`, for the opening: a first stage without a run of its own."""
     seed: int = 0
     """Seed of the global sample order."""
 

@@ -22,9 +22,10 @@ class RegionPromptEncoder(nnx.Module):
     """Pools the patch features under a mask, with weights that sum to one over the region.
 
     `raster` and `spatial` pooling cut the region into `num_patches` parts, whose tokens add up to
-    its mean; `conv` convolves the weighted map with a stride that leaves as many cells. `legacy` is
-    an earlier form of the reference (after Osprey, arXiv 2312.10032): one mean and one token of the
-    weights, without position code, at the language model's width.
+    its mean, or are each a mean of their own (`part_means`); `conv` convolves the weighted map with a
+    stride that leaves as many cells. `legacy` is an earlier form of the reference (after Osprey,
+    arXiv 2312.10032): one mean and one token of the weights, without position code, at the language
+    model's width.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class RegionPromptEncoder(nnx.Module):
                 "region_prompts.pooling='legacy' needs the width of the language model"
             )
         outputs = text_width if legacy and text_width else width
-        self.position = None if legacy else _position(config.tokens, width, rngs)
+        self.position = None if legacy else _position(config, width, rngs)
         self.feature = Linear(width, outputs, rngs, axes=(None, "embed")) if legacy else None
         strided = config.pooling == "conv"
         self.patch = _patch(grid // math.isqrt(parts), width, rngs) if strided else None
@@ -91,6 +92,8 @@ class RegionPromptEncoder(nnx.Module):
             features,
             preferred_element_type=jnp.float32,
         )
+        if self.config.part_means:
+            area = jnp.maximum(jnp.einsum("bpn,tn->bpt", inside, self._parts()), 1.0)
         tokens = sums / area[..., None]
         return tokens if self.feature is None else self.feature(tokens)
 
@@ -140,9 +143,9 @@ class RegionPromptEncoder(nnx.Module):
         return np.asarray(owner[None] == np.arange(parts)[:, None], np.float32)
 
 
-def _position(tokens: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
-    normal = jax.nn.initializers.normal(1.0)
-    return param(rngs, normal, (tokens, width), ("position", "vision_embed"))
+def _position(config: RegionPromptConfig, width: int, rngs: nnx.Rngs) -> nnx.Param:
+    normal = jax.nn.initializers.normal(config.position_init)
+    return param(rngs, normal, (config.tokens, width), ("position", "vision_embed"))
 
 
 def _patch(stride: int, width: int, rngs: nnx.Rngs) -> Conv2d:
@@ -171,6 +174,11 @@ def _check(config: RegionPromptConfig, grid: int) -> None:
         raise ValueError(
             f"region_prompts.num_patches={parts} must be 1 for pooling='legacy', which has one "
             "feature token a region"
+        )
+    if config.part_means and config.pooling not in ("raster", "spatial"):
+        raise ValueError(
+            f"region_prompts.part_means=True needs pooling='raster' or 'spatial', which have parts; "
+            f"set it to False for pooling={config.pooling!r}"
         )
 
 

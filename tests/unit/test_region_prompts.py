@@ -1,5 +1,7 @@
 """Region prompts: the reference's pooling cell by cell, its quirks, and the spatial variant."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,24 @@ def test_raster_pooling_is_runs_of_consecutive_cells(features: np.ndarray) -> No
                 run = range(4 * part, 4 * part + 4)
                 want = sum(cells[b, p, i] * features[b, p, i] for i in run) / area
                 np.testing.assert_allclose(found[b, p, part], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [RASTER, SPATIAL])
+def test_parts_are_means_of_their_own(config: RegionPromptConfig, features: np.ndarray) -> None:
+    masks = masks_of((6, 24, 12, 36), (0, 6, 0, 6))
+    shares = pooled(config, features, masks)
+    means = pooled(dataclasses.replace(config, part_means=True), features, masks)
+    ones = pooled(config, np.ones_like(features), masks)
+    filled = ones > 0
+    np.testing.assert_allclose(
+        means[filled], (shares / np.where(filled, ones, 1))[filled], atol=1e-5
+    )
+    assert 0 < filled.mean() < 1 and not means[~filled].any()
+
+
+def test_the_position_code_is_born_as_large_as_asked() -> None:
+    small = encoder(dataclasses.replace(SPATIAL, position_init=0.1)).position[...]
+    np.testing.assert_allclose(small, 0.1 * encoder(SPATIAL).position[...], rtol=1e-6)
 
 
 @pytest.mark.parametrize("config", [RASTER, SPATIAL])
