@@ -58,6 +58,7 @@ def fast(config: RunConfig) -> RunConfig:
         config,
         name=f"{config.name}_fast",
         world=replace(config.world, train=400, val=40, val_combos=40),
+        data=replace(config.data, opening_steps=min(config.data.opening_steps, 10)),
         optim=replace(config.optim, warmup_steps=10),
         train=replace(config.train, steps=40, log_every=5),
         eval=replace(config.eval, limit=12, max_new_tokens=48),

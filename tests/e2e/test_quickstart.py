@@ -21,6 +21,7 @@ SMALL = (
     "model.mask.layers=1",
     "data.batch_size=4",
     "data.merge=2",
+    "data.opening_steps=2",
     "optim.warmup_steps=1",
     "train.steps=4",
     "train.log_every=1",
