@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
@@ -25,8 +26,11 @@ class MetricWriter:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records the metrics after `step` updates; flushed, so that a kill loses nothing."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Records the metrics after `step` updates; flushed, so that a kill loses nothing.
+
+        `time` is the Unix time of the record, from which a restart knows how long it was away.
+        """
+        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -46,6 +50,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def last_record(folder: Path) -> dict[str, float] | None:
+    """The last whole record of the run in `folder`, None if there is none."""
+    path = folder / "metrics.jsonl"
+    records = read_metrics(path) if path.exists() else []
+    return records[-1] if records else None
 
 
 def _truncate(path: Path, step: int) -> None:
