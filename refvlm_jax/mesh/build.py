@@ -47,6 +47,28 @@ def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
     return NamedSharding(mesh, rules.spec(("batch",)))
 
 
+def data_shard(sharding: NamedSharding, rows: int) -> tuple[int, int]:
+    """(index, count): which part of a global batch of `rows` this process reads.
+
+    Processes whose devices hold the same rows, because they differ along `seq` or `tensor` only,
+    read the same part.
+
+    Raises:
+      ConfigError: the rows of two processes overlap without being the same.
+    """
+    parts: dict[int, set[int]] = {}
+    for device, (index, *_) in sharding.devices_indices_map((rows,)).items():
+        parts.setdefault(device.process_index, set()).update(range(rows)[index])
+    distinct = sorted({tuple(sorted(part)) for part in parts.values()})
+    if sum(map(len, distinct)) != rows:
+        raise ConfigError(
+            f"mesh {dict(sharding.mesh.shape)} gives processes overlapping rows of a batch; let the "
+            "sizes of seq x tensor divide, or be a multiple of, the devices of a process"
+        )
+    own = tuple(sorted(parts[jax.process_index()]))
+    return distinct.index(own), len(distinct)
+
+
 def check_rows(batch_size: int, accumulate: int, mesh: Mesh, rules: ShardingRules) -> None:
     """Raises ConfigError unless every device gets the same number of rows of each micro-batch."""
     shards = math.prod(mesh.shape[axis] for axis in _axes(rules.batch))

@@ -27,6 +27,7 @@ from refvlm_jax.train.watchdog import Watchdog
 
 _LOG = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class Hook:
     """Something that runs between steps, such as an evaluation; its numbers are recorded."""

@@ -21,9 +21,7 @@ from refvlm_jax.train.watchdog import Watchdog
 
 def train(folder, loader=toy_batches, hooks=(), **sections):
     config = toy_config(**sections)
-    return fit(
-        config, toy_task(), ToyModel, lambda start: loader(start, 16), folder, hooks=hooks
-    )
+    return fit(config, toy_task(), ToyModel, lambda start: loader(start, 16), folder, hooks=hooks)
 
 
 def poisoned(*steps):
@@ -193,9 +191,7 @@ def test_every_touch_counts_once_and_a_busy_profiler_is_no_error(tmp_path, caplo
         calls.append(folder)
 
     (tmp_path / "profile").touch()
-    profile = ProfileOnDemand(
-        tmp_path, 2, lambda: now[0], start, stop=lambda: calls.append("stop")
-    )
+    profile = ProfileOnDemand(tmp_path, 2, lambda: now[0], start, stop=lambda: calls.append("stop"))
     for step in range(1, 30):
         now[0] += 2.0
         if step in (10, 20):
