@@ -1,4 +1,4 @@
-"""Real processes on one machine that form a JAX cluster over the loopback device, and ways to hurt them."""
+"""Real processes on one machine that form a JAX cluster over loopback, and ways to hurt them."""
 
 import os
 import signal

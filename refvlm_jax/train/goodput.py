@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 Kind = Literal["start", "compile", "step", "input", "checkpoint", "evaluate", "lost", "down"]
-"""`start`: making or restoring the state. `compile`: tracing and compiling. `step`: useful work. `input`:
-devices stood idle for data. `checkpoint`: training was held up by saving. `evaluate`: hooks. `lost`:
-work that a crash threw away. `down`: between the last record of one process and the next."""
+"""`start`: making or restoring the state. `compile`: tracing and compiling. `step`: useful work.
+`input`: devices stood idle for data. `checkpoint`: training was held up by saving. `evaluate`: hooks.
+`lost`: work that a crash threw away. `down`: between the last record of one process and the next."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PREFIX = "ledger/"
 

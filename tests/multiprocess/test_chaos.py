@@ -1,4 +1,4 @@
-"""Runs over several processes, hurt in every way a cluster hurts them: no sample lost, no loss changed."""
+"""Runs over several processes, hurt as clusters hurt them: no sample lost, no loss changed."""
 
 import shutil
 import signal

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import time
 
 import jax
@@ -85,7 +86,7 @@ def test_too_many_skips_in_a_row_stop(tmp_path):
 
 
 def test_policies_are_checked():
-    with pytest.raises(ConfigError, match="train.nonfinite = 'skp' .*did you mean \"skip\""):
+    with pytest.raises(ConfigError, match=r"nonfinite = 'skp' .*did you mean \"skip\""):
         toy_config(train={"nonfinite": "skp"})
     with pytest.raises(ConfigError, match=r"train.nonfinite_limit = 0 must be positive"):
         toy_config(train={"nonfinite_limit": 0})
@@ -195,10 +196,7 @@ def test_every_touch_counts_once_and_a_busy_profiler_is_no_error(tmp_path, caplo
     for step in range(1, 30):
         now[0] += 2.0
         if step in (10, 20):
-            later = (step, step)
-            import os
-
-            os.utime(tmp_path / "profile", later)
+            os.utime(tmp_path / "profile", (step, step))
         profile.after(step, np.zeros(()))
     assert calls == [str(tmp_path / "profiles" / "step_11"), "stop"]
     assert "no profile: a profile is already running" in caplog.text
