@@ -109,13 +109,21 @@ def parse_pod(name: str) -> Pod:
                 name=text, kind="gpu", model=model, slices=1, hosts=nodes, devices=nodes * gpus
             )
     known = ", ".join([f"{f}-N" for f in FAMILIES] + [f"{g}-NODESxGPUS" for g in GPUS])
-    raise ConfigError(f"pod {name!r} is not known; use one of {known}, for example v5e-64 or h100-8x8")
+    raise ConfigError(
+        f"pod {name!r} is not known; use one of {known}, for example v5e-64 or h100-8x8"
+    )
 
 
 def _tpu(name: str, model: str, size: int, slices: int) -> Pod:
     family = FAMILIES[model]
     chips, rest = divmod(size, family.cores)
-    if rest or chips < TPU_HOST_CHIPS or chips & (chips - 1) or chips > family.largest or not slices:
+    if (
+        rest
+        or chips < TPU_HOST_CHIPS
+        or chips & (chips - 1)
+        or chips > family.largest
+        or not slices
+    ):
         sizes = f"{TPU_HOST_CHIPS * family.cores} times a power of two"
         counted = "TensorCores" if family.cores == 2 else "chips"
         raise ConfigError(

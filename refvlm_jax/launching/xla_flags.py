@@ -38,7 +38,11 @@ def flags_of(pod: Pod, *, deterministic: bool = False) -> FlagSet:
     """The flags of a pod: its platform's, its model's, and those for several slices or nodes."""
     sets = flag_sets()
     several = pod.slices > 1 or (pod.kind == "gpu" and pod.hosts > 1)
-    names = [pod.kind, pod.model, *(["deterministic"] if deterministic and pod.kind == "gpu" else [])]
+    names = [
+        pod.kind,
+        pod.model,
+        *(["deterministic"] if deterministic and pod.kind == "gpu" else []),
+    ]
     chosen = [
         Flag(**entry)
         for name in names

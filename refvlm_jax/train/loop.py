@@ -78,6 +78,7 @@ def fit(
     *,
     hooks: Sequence[Hook] = (),
     initial: Mapping[str, np.ndarray] | None = None,
+    quiet: bool = False,
 ) -> FitResult:
     """Trains to `train.steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -85,6 +86,7 @@ def fit(
       loader_fn: opens the stream of host batches at a step; the step is the whole data position.
       hooks: run between steps at their own rhythm and once at the end.
       initial: parameters to start from (see `initialize`); unused on resume.
+      quiet: print nothing; warnings are still logged.
 
     Raises:
       ConfigError: the configuration does not fit the devices or the model.
@@ -97,7 +99,7 @@ def fit(
     mesh, rules = make_mesh(config.mesh), make_rules(config.mesh)
     check_rows(config.data.batch_size, config.train.accumulate, mesh, rules)
     plan = plan_state(config, define(model_fn))
-    view = ProgressView(config.name, quiet=jax.process_index() != 0)
+    view = ProgressView(config.name, quiet=quiet or jax.process_index() != 0)
     manager = CheckpointManager(folder / CHECKPOINTS, config.ckpt)
     try:
         state, frozen, meta = _start(config, plan, manager, initial, view)
