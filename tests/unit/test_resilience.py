@@ -126,7 +126,7 @@ def test_the_watchdog_lets_evaluations_take_their_time(tmp_path):
     now[0] = 61.0
     assert watched.check() and not watched.check()
     watched._file.close()
-    assert "Thread" in (tmp_path / "s").read_text()
+    assert "in test_the_watchdog_lets" in (tmp_path / "s").read_text()
 
 
 def test_the_ledger_accounts_for_the_run(tmp_path):
