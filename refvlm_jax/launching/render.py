@@ -145,9 +145,12 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # shell and YAML: values are quoted by the filters below
+        # Shell and YAML: values are quoted by the filters below. `inner` is for text that a script
+        # holds in double quotes.
+        autoescape=False,
     )
     environment.filters["sh"] = lambda value: shlex.quote(str(value))
+    environment.filters["inner"] = lambda value: re.sub(r'([\\"$`])', r"\\\1", str(value))
     environment.filters["yaml"] = _yaml
     return environment
 

@@ -1,9 +1,12 @@
 """Launch scripts: readable, valid, the right numbers in them, and refused when they cannot work."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 import types
 
@@ -36,6 +39,9 @@ CASES = {
     "local": launch("local", processes=2, devices=4, overrides=(NASTY,)),
     "one slice": launch("tpu_vm", "v5e-64", overrides=(NASTY,)),
     "two slices": launch("tpu_vm", "v5p-128x2", mesh={"preset": "hsdp", "shape": (2, -1, 1, 1)}),
+    "two slices with overrides": launch(
+        "tpu_vm", "v5e-16x2", mesh={"preset": "hsdp", "shape": (2, -1, 1, 1)}, overrides=(NASTY,)
+    ),
     "gke": launch("gke", "v6e-64", overrides=(NASTY,)),
     "gke slices": launch("gke", "v5e-256x4", mesh={"preset": "hsdp", "shape": (4, -1, 1, 1)}),
     "slurm": launch("slurm", "h100-8x8", overrides=(NASTY,), deterministic=True),
@@ -137,6 +143,78 @@ def test_overrides_reach_the_program_unharmed():
     for case, file in (("local", "local.sh"), ("slurm", "slurm.sbatch")):
         line = next(line for line in RENDERED[case][file].splitlines() if "data.path" in line)
         assert words(line.strip().removesuffix("\\"))[0] == NASTY
+
+
+def stub(folder, name, body):
+    """A program that stands in for a real one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def shell(script, *arguments, home, **environment):
+    paths = f"{home / 'bin'}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", script, *arguments],
+        cwd=home,
+        env={"PATH": paths, "HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_overrides_reach_a_tpu_vm_unharmed(tmp_path):
+    (script,) = write(RENDERED["two slices with overrides"], tmp_path)
+    # gcloud runs the command at once on "the host", where refvlm writes down what it was given.
+    stub(
+        tmp_path / "bin",
+        "gcloud",
+        'for a; do case "$a" in --command=*) bash -c "${a#*=}";; esac; done',
+    )
+    stub(tmp_path / "venv" / "bin", "activate", "")
+    (tmp_path / "refvlm_jax").mkdir()
+    record = (
+        'printf "%s\\n" "$@" > ~/given.$$; echo "$LIBTPU_INIT_ARGS" >> ~/given.$$; touch ~/done.$$'
+    )
+    stub(tmp_path / "bin", "refvlm", record)
+    done = shell(script, "train", home=tmp_path, PROJECT="p", ZONE="z")
+    assert done.returncode == 0, done.stderr
+    while len(list(tmp_path.glob("done.*"))) < 2:
+        time.sleep(0.01)
+    for given in tmp_path.glob("given.*"):
+        *words, flags = given.read_text().splitlines()
+        assert words[-1] == NASTY and words[words.index("--distributed") + 1] == "auto"
+        assert "--xla_tpu_enable_data_parallel_all_reduce_opt=true" in flags.split()
+
+
+@pytest.mark.parametrize(("first", "second", "status"), [(0, 0, 0), (3, 3, 3), (0, 5, 5)])
+def test_a_local_run_starts_all_and_tells_how_it_ended(tmp_path, first, second, status):
+    (script,) = write(RENDERED["local"], tmp_path)
+    body = 'printf "%s\\n" "$@"; case "$*" in */2/0*) exit {};; esac; exit {}'
+    stub(tmp_path / "bin", "refvlm", body.format(first, second))
+    ended = shell(script, "train.steps=7", home=tmp_path)
+    assert ended.returncode == status, ended.stderr
+    for index in range(2):
+        log = (tmp_path / "runs/toy/logs" / f"process.{index}.txt").read_text().splitlines()
+        assert log[:5] == ["train", "--config", "configs/toy.py", "--workdir", "runs/toy"]
+        assert log[5:] == ["--distributed", f"127.0.0.1:9000/2/{index}", NASTY, "train.steps=7"]
+
+
+def test_a_signal_to_a_local_run_reaches_one_process_and_waits_for_all(tmp_path):
+    (script,) = write(RENDERED["local"], tmp_path)
+    # Process 0 tells process 1 through a file, as the coordination service would.
+    body = """case "$*" in */2/0*) trap 'touch stop' TERM;; esac
+touch "up.$$"
+while [ ! -f stop ]; do sleep 0.01; done
+exit 3"""
+    stub(tmp_path / "bin", "refvlm", body)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    running = subprocess.Popen(["bash", script], cwd=tmp_path, env=environment)
+    while len(list(tmp_path.glob("up.*"))) < 2:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 3
 
 
 def test_several_slices_add_flags_and_nodes():
