@@ -182,9 +182,9 @@ def test_overrides_reach_a_tpu_vm_unharmed(tmp_path):
     assert done.returncode == 0, done.stderr
     while len(list(tmp_path.glob("done.*"))) < 2:
         time.sleep(0.01)
-    for given in tmp_path.glob("given.*"):
-        *words, flags = given.read_text().splitlines()
-        assert words[-1] == NASTY and words[words.index("--distributed") + 1] == "auto"
+    for file in tmp_path.glob("given.*"):
+        *received, flags = file.read_text().splitlines()
+        assert received[-1] == NASTY and received[received.index("--distributed") + 1] == "auto"
         assert "--xla_tpu_enable_data_parallel_all_reduce_opt=true" in flags.split()
 
 
