@@ -207,7 +207,7 @@ def check_cache() -> Finding:
 
 
 def check_self_test() -> Finding:
-    """A toy run trains on all devices, saves, and goes on from its checkpoint bit for bit."""
+    """A toy run trains on all devices, saves, and repeats its steps from a checkpoint."""
     from refvlm_jax.testing.self_test import self_test
 
     began = time.perf_counter()

@@ -65,6 +65,11 @@ def data_shard(sharding: NamedSharding, rows: int) -> tuple[int, int]:
             f"mesh {dict(sharding.mesh.shape)} gives processes overlapping rows of a batch; let the "
             "sizes of seq x tensor divide, or be a multiple of, the devices of a process"
         )
+    if jax.process_index() not in parts:
+        raise ConfigError(
+            f"mesh {dict(sharding.mesh.shape)} uses no device of process {jax.process_index()}; choose "
+            "a mesh.preset other than 'single' for a run of several processes"
+        )
     own = tuple(sorted(parts[jax.process_index()]))
     return distinct.index(own), len(distinct)
 
