@@ -239,6 +239,14 @@ class Run:
 
 def put_batch(batch: Any, sharding: NamedSharding, rows: int) -> Any:
     """Host arrays with this process's rows as global arrays of `rows` rows."""
+    if jax.process_count() == 1:
+        for array in jax.tree.leaves(batch):
+            if len(array) != rows:
+                raise ValueError(
+                    f"a batch has {len(array)} rows, expected data.batch_size = {rows}"
+                )
+        # One call for all arrays: a fraction of the host time of placing them one by one.
+        return jax.device_put(batch, sharding)
 
     def put(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
