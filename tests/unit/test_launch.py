@@ -283,7 +283,7 @@ def test_refusals():
     with pytest.raises(LaunchError, match="make it 2"):
         render(launch("tpu_vm", "v5e-64x2", mesh={"preset": "fsdp", "shape": (1, -1, 1, 1)}))
     with pytest.raises(ConfigError, match=r"mesh\.shape.*does not fit 64 devices"):
-        render(launch("tpu_vm", "v5e-64", mesh={"preset": "fsdp", "shape": (1, 48, 1, 1)}))
+        render(launch("tpu_vm", "v5e-64", mesh={"preset": "fsdp", "shape": (1, 32, 1, 1)}))
 
 
 def test_the_plan_is_asked_when_it_is_there(monkeypatch):
