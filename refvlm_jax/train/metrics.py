@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-from tensorboardX import SummaryWriter
-
 
 class MetricWriter:
     """Appends one JSON line a record and mirrors the numbers to TensorBoard.
@@ -19,6 +17,10 @@ class MetricWriter:
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         """Opens the files of `folder`, keeping records up to `resume_step`."""
+        # Imported here because it imports torch where that is installed, which takes seconds: only
+        # the process that writes should pay.
+        from tensorboardX import SummaryWriter
+
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         _truncate(path, resume_step)

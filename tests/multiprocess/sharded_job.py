@@ -53,6 +53,8 @@ def counting_task():
 
 def main(workdir, steps, signal_step, pause, cluster):
     use_compile_cache()
+    # The many small programs of a start count too when a dozen processes start.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     join(cluster)
     first_process = parse_cluster(cluster).index == 0
     config = toy_config(
