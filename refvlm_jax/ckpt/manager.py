@@ -107,7 +107,9 @@ class CheckpointManager:
         """A checkpoint, or None and what is wrong with it; the same on every process."""
         folder = self._folder / str(step)
         wanted = {k: v for k, v in _items(state, frozen).items() if v}
-        meta, items, why = {}, {}, ""
+        meta: dict[str, Any] = {}
+        items: dict[str, dict[str, jax.Array]] = {}
+        why = ""
         try:
             meta, items = _read(folder, wanted)
         except CheckpointError:

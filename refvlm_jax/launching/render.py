@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class Launch:
     """Cloud Storage bucket mounted on the hosts, without `gs://`."""
     deterministic: bool = False
     """Flags that make a resumed GPU run bit-identical."""
-    answer: bool | None = field(default=None)
+    answer: bool | None = None
     """What the plan said about memory: True fits, None unknown. False is refused."""
 
 
@@ -134,7 +134,7 @@ def _values(launch: Launch, pod: Pod | None, mesh: tuple[int, ...]) -> dict[str,
         "workdir": workdir,
         "train": shlex.join(command),
         "overrides": shlex.join(launch.overrides),
-        "memory": {True: "fits", None: "not checked"}[launch.answer],
+        "memory": "fits" if launch.answer else "not checked",
     }
 
 
