@@ -1,7 +1,8 @@
 """From a mesh configuration to devices: the mesh, its rules and the layout of a batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -57,7 +58,8 @@ def data_shard(sharding: NamedSharding, rows: int) -> tuple[int, int]:
       ConfigError: the rows of two processes overlap without being the same.
     """
     parts: dict[int, set[int]] = {}
-    for device, (index, *_) in sharding.devices_indices_map((rows,)).items():
+    devices: Mapping[Any, tuple[slice, ...]] = sharding.devices_indices_map((rows,))
+    for device, (index, *_) in devices.items():
         parts.setdefault(device.process_index, set()).update(range(rows)[index])
     distinct = sorted({tuple(sorted(part)) for part in parts.values()})
     if sum(map(len, distinct)) != rows:

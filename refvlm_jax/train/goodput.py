@@ -97,7 +97,7 @@ def carried_on(
     totals = dict(saved or {})
     if last is None or "time" not in last:
         return totals
-    ended = {k: last[PREFIX + k] for k in KINDS if PREFIX + k in last}
+    ended = {str(k): last[PREFIX + k] for k in KINDS if PREFIX + k in last}
     if last["step"] == step and saved is not None and ended:
         totals = ended
     else:
