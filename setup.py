@@ -22,6 +22,7 @@ REQUIRES = [
     "faster-coco-eval>=1.6,<2",  # the same protocol, fast
     "jaxtyping>=0.3,<0.4",  # shapes on signatures, checked only in tests
     "jinja2>=3.1,<4",  # the HTML report
+    "packaging>=23,<27",  # version checks of `refvlm doctor`
     "rich>=13,<16",  # progress bars and tables
     "tensorboardx>=2.6,<3",  # TensorBoard event files without TensorFlow
     "safetensors>=0.5,<0.9",  # weight interchange without torch
@@ -49,7 +50,7 @@ setup(
     packages=find_packages(include=["refvlm_jax*", "data_pipelines*", "configs*"]),
     package_data={
         "data_pipelines": ["assets/**/*", "templates/*.txt", "recipes/*.toml"],
-        "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2"],
+        "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2", "**/*.toml"],
     },
     install_requires=REQUIRES,
     extras_require={"dev": DEV, "tpu": ["jax[tpu]"], "gpu": ["jax[cuda12]"]},

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from refvlm_jax.ckpt.checksum import device_checksums, host_checksum
 from refvlm_jax.ckpt.items import ArrayInfo, CheckpointError, compare, named_leaves, replace_leaves
 from refvlm_jax.config.schema import CkptConfig
+from refvlm_jax.mesh.agree import all_agree, wait_for_all
 from refvlm_jax.train.model_def import Params
 from refvlm_jax.train.state import TrainState
 
@@ -70,28 +71,23 @@ class CheckpointManager:
     def restore(self, state: TrainState, frozen: Mapping[str, Any]) -> Restored:
         """The newest whole checkpoint, laid out as the abstract `state` and `frozen` say.
 
-        A damaged checkpoint is set aside (renamed to `damaged_<step>`) once an older one restored.
+        A damaged checkpoint is set aside (renamed to `damaged_<step>_<time>`, never removed) once an
+        older one restored. Processes of a run agree on the step, whoever of them saw the damage.
 
         Raises:
           CheckpointError: no checkpoint, none readable, or one that does not fit the model.
         """
-        damaged: list[int] = []
+        damaged: dict[int, str] = {}
         for step in sorted(self._orbax.all_steps(), reverse=True):
-            try:
-                restored = self._restore_step(step, state, frozen)
-            except CheckpointError:
-                raise
-            except Exception as error:  # every storage layer raises its own types
-                _LOG.warning(
-                    "checkpoint %s is damaged (%s); trying the previous one",
-                    self._folder / str(step),
-                    _first_line(error),
-                )
-                damaged.append(step)
-                continue
-            self._set_aside(damaged)
-            return restored
-        found = f"steps {sorted(damaged)} are damaged" if damaged else "it holds no checkpoint"
+            restored, why = self._try_step(step, state, frozen)
+            if restored is not None:
+                self._set_aside(damaged, step)
+                return restored
+            damaged[step] = why
+        found = "it holds no checkpoint"
+        if damaged:
+            reasons = "; ".join(f"{step}: {damaged[step]}" for step in sorted(damaged))
+            found = f"steps {sorted(damaged)} are damaged ({reasons})"
         raise CheckpointError(
             f"nothing to restore in {self._folder}: {found}; use another folder to start afresh"
         )
@@ -105,37 +101,80 @@ class CheckpointManager:
         self._orbax.wait_until_finished()
         self._orbax.close()
 
-    def _restore_step(self, step: int, state: TrainState, frozen: Mapping[str, Any]) -> Restored:
+    def _try_step(
+        self, step: int, state: TrainState, frozen: Mapping[str, Any]
+    ) -> tuple[Restored | None, str]:
+        """A checkpoint, or None and what is wrong with it; the same on every process."""
         folder = self._folder / str(step)
-        meta = read_meta(folder)
         wanted = {k: v for k, v in _items(state, frozen).items() if v}
-        stored = {item: item_info(folder, item) for item in wanted}
-        for item, arrays in wanted.items():
-            compare(folder, item, stored[item], arrays)
-        args = {k: ocp.args.StandardRestore(v) for k, v in wanted.items()}
-        with quiet_orbax():
-            items = self._orbax.restore(step, args=ocp.args.Composite(**args))
-        for item in wanted:
-            same = {n: a for n, a in items[item].items() if a.dtype == stored[item][n].dtype}
-            _verify(item, meta["checksums"][item], device_checksums(same))
+        meta: dict[str, Any] = {}
+        items: dict[str, dict[str, jax.Array]] = {}
+        why = ""
+        try:
+            meta, items = _read(folder, wanted)
+        except CheckpointError:
+            raise
+        except Exception as error:  # every storage layer raises its own types
+            why = _first_line(error)
+        # Only the process whose part is damaged notices, and the others must not go on without it.
+        if not all_agree(not why):
+            return None, why or "another process could not read its part"
+        try:
+            for item, arrays in items.items():
+                stored = item_info(folder, item)
+                same = {n: a for n, a in arrays.items() if a.dtype == stored[n].dtype}
+                _verify(item, meta["checksums"][item], device_checksums(same))
+        except OSError as error:
+            return None, _first_line(error)
         opt_state = replace_leaves(state.opt_state, items.get("optimizer") or {})
         run = items["run"]
         restored = TrainState(run["step"], items["params"], opt_state, run["rng"])
-        return Restored(step, restored, items.get("frozen") or {}, meta)
+        return Restored(step, restored, items.get("frozen") or {}, meta), ""
 
-    def _set_aside(self, steps: list[int]) -> None:
-        if not steps:
+    def _set_aside(self, damaged: Mapping[int, str], restored: int) -> None:
+        if not damaged:
             return
         if jax.process_index() == 0:
-            for step in steps:
-                stamp = f"damaged_{step}_{int(time.time())}"
-                os.replace(self._folder / str(step), self._folder / stamp)
-                _LOG.warning("damaged checkpoint %d moved to %s", step, self._folder / stamp)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("refvlm_set_aside")
+            for step, why in damaged.items():
+                aside = self._folder / f"damaged_{step}_{int(time.time())}"
+                os.replace(self._folder / str(step), aside)
+                _LOG.warning(
+                    "checkpoint %s is damaged (%s); it was moved to %s, and the run goes on from "
+                    "step %d",
+                    self._folder / str(step),
+                    why,
+                    aside,
+                    restored,
+                )
+        wait_for_all("refvlm_set_aside")
         self._orbax.reload()
+
+
+def _read(
+    folder: Path, wanted: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, dict[str, jax.Array]]]:
+    """Metadata and this process's part of every item.
+
+    Goes past Orbax's manager, whose restore waits for all processes: one that cannot read its part
+    would leave the others waiting.
+
+    Raises:
+      CheckpointError: whole, but made for another model.
+      Exception: damaged.
+    """
+    meta = read_meta(folder)
+    stored = {item: item_info(folder, item) for item in meta["checksums"]}
+    for item, infos in stored.items():
+        if lost := sorted(meta["checksums"][item].keys() - infos.keys()):
+            raise OSError(f"{item} array {lost[0]} is gone from {folder / item}")
+    for item, arrays in wanted.items():
+        compare(folder, item, stored.get(item, {}), arrays)
+    with quiet_orbax():
+        handler = ocp.StandardCheckpointHandler()
+        return meta, {
+            item: handler.restore(_epath(folder / item), args=ocp.args.StandardRestore(arrays))
+            for item, arrays in wanted.items()
+        }
 
 
 def load_params(folder: str | Path, step: int | None = None) -> dict[str, np.ndarray]:

@@ -5,8 +5,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import jax
-
 from data_pipelines.encode import EncodeOptions
 from data_pipelines.loader import Loader, LoaderConfig, make_loader
 from data_pipelines.opening import Opening, RowPlan
@@ -15,6 +13,7 @@ from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from refvlm_jax.cli.run import batch_spec
 from refvlm_jax.config.schema import DataConfig, RunConfig
+from refvlm_jax.mesh.build import batch_sharding, data_shard, make_mesh, make_rules
 from refvlm_jax.trp.format import AnswerStyle
 from refvlm_jax.trp.tokens import PHRASE_CLOSE, PHRASE_OPEN
 
@@ -59,6 +58,8 @@ def train_batches(config: RunConfig, start_step: int) -> Loader:
     """This process's rows of every global batch from `start_step` on."""
     root = Path(config.data.path)
     store = DialogStore(root)
+    sharding = batch_sharding(make_mesh(config.mesh), make_rules(config.mesh))
+    index, count = data_shard(sharding, config.data.batch_size)
     return make_loader(
         row_plan(config.data, store),
         store,
@@ -70,8 +71,8 @@ def train_batches(config: RunConfig, start_step: int) -> Loader:
             seed=config.data.seed,
             workers=config.data.workers,
             threads=config.data.threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             start_step=start_step,
         ),
     )

@@ -13,6 +13,8 @@ COMMANDS = {
     "train": ("refvlm_jax.cli.train", "train a recipe; resumes by itself"),
     "eval": ("refvlm_jax.cli.evaluate", "answer held-out questions, score them, write the report"),
     "convert": ("refvlm_jax.cli.convert", "PyTorch weights in and out, and numeric verification"),
+    "launch": ("refvlm_jax.cli.launch", "scripts for local, Cloud TPU, GKE and SLURM runs"),
+    "doctor": ("refvlm_jax.cli.doctor", "check this machine, with a remedy for what is wrong"),
     "config": ("refvlm_jax.cli.config", "print a recipe as it will run"),
 }
 

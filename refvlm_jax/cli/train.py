@@ -1,4 +1,5 @@
-"""`refvlm train --config RECIPE --workdir DIR [a.b=3 ...]`: trains; a second call resumes."""
+"""`refvlm train --config RECIPE --workdir DIR [--distributed auto] [a.b=3 ...]`: trains; a second call
+resumes."""
 
 import argparse
 from functools import partial
@@ -12,12 +13,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("--config", required=True, help="a Python file with get_config()")
     parser.add_argument("--workdir", required=True, type=Path, help="checkpoints and metrics")
+    parser.add_argument(
+        "--distributed",
+        default="off",
+        help="off, auto (TPU pod, SLURM, Kubernetes) or HOST:PORT/COUNT/INDEX",
+    )
     parser.add_argument("overrides", nargs="*", help="dotted.field=value")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains one recipe; 0 when finished, 3 when stopped by a signal after saving."""
-    return train(load_config(args.config, args.overrides), args.workdir)
+    from refvlm_jax.train.distributed import join, leave
+
+    config = load_config(args.config, args.overrides)
+    join(args.distributed)
+    status = train(config, args.workdir)
+    leave()
+    return status
 
 
 def train(config: RunConfig, workdir: Path) -> int:

@@ -27,6 +27,8 @@ _MAY_BE_ZERO = {
     "weight_decay",
     "clip_norm",
     "eval_every",
+    "hang_seconds",
+    "profile_steps",
     "limit",
     "templates",
     "dropout",

@@ -140,6 +140,18 @@ class TrainConfig:
     """Steps between metric records."""
     eval_every: int = 0
     """Steps between evaluations during training; 0 evaluates only when asked to."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: `stop` ends the run before anything is saved, `skip` leaves
+    that update out and counts it. Both list the samples in `nonfinite.jsonl` of the work folder."""
+    nonfinite_limit: int = 10
+    """Updates skipped in a row that end the run all the same."""
+    hang_seconds: float = 1800.0
+    """Time without progress after which all stacks are written to the work folder; 0 never. The first
+    step's compilation must fit in; evaluations are exempt."""
+    hang_exit: bool = False
+    """End a hanging process with status 4 after its stacks are written, for a launcher to restart."""
+    profile_steps: int = 5
+    """Steps traced after the file `profile` in the work folder is touched; 0 turns it off."""
 
 
 @dataclass(frozen=True, kw_only=True)

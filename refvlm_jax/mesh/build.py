@@ -1,7 +1,8 @@
 """From a mesh configuration to devices: the mesh, its rules and the layout of a batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -45,6 +46,34 @@ def make_rules(config: MeshConfig) -> ShardingRules:
 def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
     """Layout of every array of a batch: rows over the `batch` axes, the rest whole."""
     return NamedSharding(mesh, rules.spec(("batch",)))
+
+
+def data_shard(sharding: NamedSharding, rows: int) -> tuple[int, int]:
+    """(index, count): which part of a global batch of `rows` this process reads.
+
+    Processes whose devices hold the same rows, because they differ along `seq` or `tensor` only,
+    read the same part.
+
+    Raises:
+      ConfigError: the rows of two processes overlap without being the same.
+    """
+    parts: dict[int, set[int]] = {}
+    devices: Mapping[Any, tuple[slice, ...]] = sharding.devices_indices_map((rows,))
+    for device, (index, *_) in devices.items():
+        parts.setdefault(device.process_index, set()).update(range(rows)[index])
+    distinct = sorted({tuple(sorted(part)) for part in parts.values()})
+    if sum(map(len, distinct)) != rows:
+        raise ConfigError(
+            f"mesh {dict(sharding.mesh.shape)} gives processes overlapping rows of a batch; let the "
+            "sizes of seq x tensor divide, or be a multiple of, the devices of a process"
+        )
+    if jax.process_index() not in parts:
+        raise ConfigError(
+            f"mesh {dict(sharding.mesh.shape)} uses no device of process {jax.process_index()}; choose "
+            "a mesh.preset other than 'single' for a run of several processes"
+        )
+    own = tuple(sorted(parts[jax.process_index()]))
+    return distinct.index(own), len(distinct)
 
 
 def check_rows(batch_size: int, accumulate: int, mesh: Mesh, rules: ShardingRules) -> None:

@@ -2,6 +2,7 @@
 
 import enum
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from refvlm_jax.ckpt.manager import CheckpointManager
 from refvlm_jax.config.resolve import diff, to_dict
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.mesh.build import batch_sharding, check_rows, make_mesh, make_rules
-from refvlm_jax.train.metrics import MetricWriter
+from refvlm_jax.train.goodput import Ledger, carried_on
+from refvlm_jax.train.metrics import MetricWriter, last_record
 from refvlm_jax.train.model_def import ModelDef, ModelFn, Params, define
+from refvlm_jax.train.nonfinite import TrainingError
 from refvlm_jax.train.optim import check_groups, is_trainable, make_optimizer
 from refvlm_jax.train.progress import ProgressView
-from refvlm_jax.train.run import Hook, Run, TrainingError
+from refvlm_jax.train.run import Hook, Run
 from refvlm_jax.train.state import StatePlan, TrainState, build, initialize
 from refvlm_jax.train.step import make_train_step
 from refvlm_jax.train.task import Task
@@ -52,6 +55,8 @@ class FitResult:
     """The last numbers recorded by this call."""
     state: TrainState
     frozen: Params
+    ledger: dict[str, float]
+    """Seconds by kind (`train.goodput.Kind`), summed over all restarts."""
 
     @property
     def finished(self) -> bool:
@@ -73,6 +78,7 @@ def fit(
     *,
     hooks: Sequence[Hook] = (),
     initial: Mapping[str, np.ndarray] | None = None,
+    quiet: bool = False,
 ) -> FitResult:
     """Trains to `train.steps`, resuming from the newest checkpoint in `workdir`.
 
@@ -80,26 +86,32 @@ def fit(
       loader_fn: opens the stream of host batches at a step; the step is the whole data position.
       hooks: run between steps at their own rhythm and once at the end.
       initial: parameters to start from (see `initialize`); unused on resume.
+      quiet: print nothing; warnings are still logged.
 
     Raises:
       ConfigError: the configuration does not fit the devices or the model.
       CheckpointError: the checkpoint in `workdir` does not fit the configuration.
       TrainingError: a loss is not finite, or the data end early.
     """
+    ledger = Ledger()
     folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
     mesh, rules = make_mesh(config.mesh), make_rules(config.mesh)
     check_rows(config.data.batch_size, config.train.accumulate, mesh, rules)
     plan = plan_state(config, define(model_fn))
-    view = ProgressView(config.name, quiet=jax.process_index() != 0)
+    view = ProgressView(config.name, quiet=quiet or jax.process_index() != 0)
     manager = CheckpointManager(folder / CHECKPOINTS, config.ckpt)
     try:
-        state, frozen, seconds = _start(config, plan, manager, initial, view)
-        first = int(jax.device_get(state.step))
+        state, frozen, meta = _start(config, plan, manager, initial, view)
+        seconds, first = meta.get("train_seconds", 0.0), int(jax.device_get(state.step))
+        ledger.carry(carried_on(meta.get("ledger"), first, last_record(folder), time.time()))
         if first >= config.train.steps:
             view.say(f"already done: {first} of {config.train.steps} steps, nothing to train")
-            return FitResult(Status.ALREADY_DONE, first, seconds, {}, state, frozen)
+            done = meta.get("ledger", {})
+            return FitResult(Status.ALREADY_DONE, first, seconds, {}, state, frozen, done)
         run = Run(
             config=config,
+            workdir=folder,
             step_fn=make_train_step(plan, task, config, mesh, rules),
             sharding=batch_sharding(mesh, rules),
             manager=manager,
@@ -107,11 +119,15 @@ def fit(
             writer=MetricWriter(folder, first) if jax.process_index() == 0 else None,
             hooks=hooks,
             earlier_seconds=seconds,
+            ledger=ledger,
+            skipped=meta.get("skipped_updates", 0),
         )
         state, step, signal = run.train(state, frozen, first, loader_fn(first))
         status = Status.FINISHED if step == config.train.steps else Status.INTERRUPTED
         view.say(_closing_line(status, signal, step, run.seconds))
-        return FitResult(status, step, run.seconds, run.metrics, state, frozen)
+        view.say(ledger.summary())
+        totals = {str(kind): spent for kind, spent in ledger.totals().items()}
+        return FitResult(status, step, run.seconds, run.metrics, state, frozen, totals)
     finally:
         manager.close()
 
@@ -136,17 +152,17 @@ def _start(
     manager: CheckpointManager,
     initial: Mapping[str, np.ndarray] | None,
     view: ProgressView,
-) -> tuple[TrainState, Params, float]:
-    """State, frozen parameters and training seconds so far, from a checkpoint or from scratch."""
+) -> tuple[TrainState, Params, Mapping[str, Any]]:
+    """State, frozen parameters and metadata of a checkpoint, or from scratch without metadata."""
     if manager.latest_step() is None:
         state, frozen = initialize(plan, config.seed, initial)
-        return state, frozen, 0.0
+        return state, frozen, {}
     restored = manager.restore(plan.state, plan.frozen)
     view.say(f"resumed at step {restored.step}")
     if changed := diff(restored.meta["config"], to_dict(config)):
         listed = ", ".join(f"{n}: {old} -> {new}" for n, (old, new) in changed.items())
         _LOG.warning("the run continues under a changed configuration: %s", listed)
-    return restored.state, restored.frozen, restored.meta["train_seconds"]
+    return restored.state, restored.frozen, restored.meta
 
 
 def _closing_line(status: Status, signal: str | None, step: int, seconds: float) -> str:

@@ -2,11 +2,10 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
-
-from tensorboardX import SummaryWriter
 
 
 class MetricWriter:
@@ -18,6 +17,10 @@ class MetricWriter:
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         """Opens the files of `folder`, keeping records up to `resume_step`."""
+        # Imported here because it imports torch where that is installed, which takes seconds: only
+        # the process that writes should pay.
+        from tensorboardX import SummaryWriter
+
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         _truncate(path, resume_step)
@@ -25,8 +28,11 @@ class MetricWriter:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records the metrics after `step` updates; flushed, so that a kill loses nothing."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Records the metrics after `step` updates; flushed, so that a kill loses nothing.
+
+        `time` is the Unix time of the record, from which a restart knows how long it was away.
+        """
+        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -46,6 +52,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def last_record(folder: Path) -> dict[str, float] | None:
+    """The last whole record of the run in `folder`, None if there is none."""
+    path = folder / "metrics.jsonl"
+    records = read_metrics(path) if path.exists() else []
+    return records[-1] if records else None
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -1,9 +1,10 @@
 """One call of the training loop, from its first step to its last or to a signal."""
 
-import math
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,16 +14,18 @@ from jax.sharding import NamedSharding
 from refvlm_jax.ckpt.manager import CheckpointManager
 from refvlm_jax.config.resolve import fingerprint, to_dict
 from refvlm_jax.config.schema import RunConfig
+from refvlm_jax.train.goodput import DeviceClock, Ledger
 from refvlm_jax.train.metrics import MetricWriter
 from refvlm_jax.train.model_def import Params
+from refvlm_jax.train.nonfinite import NonFinitePolicy, TrainingError
+from refvlm_jax.train.profiling import ProfileOnDemand
 from refvlm_jax.train.progress import ProgressView
 from refvlm_jax.train.state import TrainState
 from refvlm_jax.train.step import Metrics, StepFn
 from refvlm_jax.train.stop import StopRequest
+from refvlm_jax.train.watchdog import Watchdog
 
-
-class TrainingError(ValueError):
-    """Training cannot go on; the message names the step, the samples and the remedy."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Run:
     """The loop's fixed parts, and the little that changes beside the state."""
 
     config: RunConfig
+    workdir: Path
     step_fn: StepFn
     sharding: NamedSharding
     manager: CheckpointManager
@@ -62,11 +66,26 @@ class Run:
     hooks: Sequence[Hook]
     earlier_seconds: float
     """Training time of the restarts before this one."""
+    ledger: Ledger
+    skipped: int = 0
+    """Updates left out by the restarts before this one."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last recorded numbers."""
     _pending: _Pending | None = None
-    _save_seconds: float | None = None
+    _blocked_ms: float | None = None
+    _programs: int = 0
     _began: float = 0.0
+
+    def __post_init__(self) -> None:
+        train = self.config.train
+        self._policy = NonFinitePolicy(train, self.workdir, self.skipped)
+        self._profile = ProfileOnDemand(self.workdir, train.profile_steps)
+        self._watchdog = Watchdog(
+            self.workdir / f"stacks.{jax.process_index()}.txt",
+            train.hang_seconds,
+            lambda: None if self.ledger.kind == "evaluate" else self.ledger.kind,
+            end_process=train.hang_exit,
+        )
 
     @property
     def seconds(self) -> float:
@@ -78,15 +97,21 @@ class Run:
     ) -> tuple[TrainState, int, str | None]:
         """Steps on from `first`; returns the state, the step reached and the stopping signal."""
         self._began = time.perf_counter()
+        self._devices = DeviceClock()
+        self.ledger.enter("step")
         self.view.start(first, self.config.train.steps, self.config.data.batch_size)
         batches = iter(loader)
         try:
-            with StopRequest() as stop:
+            with StopRequest() as stop, self._watchdog:
                 state, step = self._loop(state, frozen, first, batches, stop)
-            self.manager.wait()
+                with self.ledger.spend("checkpoint"):
+                    self.manager.wait()
+            self._record_end(step)
             return state, step, stop.signal_name
         finally:
             self.view.close()
+            self._profile.close()
+            self._devices.close()
             if self.writer is not None:
                 self.writer.close()
             if callable(close := getattr(batches, "close", None)):
@@ -103,9 +128,7 @@ class Run:
         total, every = self.config.train.steps, self.config.ckpt.every_steps
         batch, ids = self._next(batches, step)
         while True:
-            # Anything that slips to or from the host unasked would stall every step.
-            with jax.transfer_guard("disallow"):
-                state, metrics = self.step_fn(state, frozen, batch)
+            state, metrics = self._dispatch(step, state, frozen, batch)
             step += 1
             if step < total:
                 batch, next_ids = self._next(batches, step)
@@ -113,6 +136,8 @@ class Run:
             self._record_pending()
             self._pending = _Pending(step, metrics, ids)
             ids = next_ids if step < total else None
+            self._watchdog.beat(step)
+            self._profile.after(step, metrics["loss"])
             self._call_hooks(step, state, frozen)
             stopping = stop.asked(step) or step == total
             if stopping or step % every == 0:
@@ -120,15 +145,41 @@ class Run:
             if stopping:
                 return state, step
 
+    def _dispatch(
+        self, step: int, state: TrainState, frozen: Params, batch: Any
+    ) -> tuple[TrainState, Metrics]:
+        """Hands one step to the devices; compiling it, and any shape that changed, is said aloud."""
+        began = time.perf_counter()
+        # Anything that slips to or from the host unasked would stall every step.
+        with jax.transfer_guard("disallow"):
+            state, metrics = self.step_fn(state, frozen, batch)
+        self._devices.expect(metrics["loss"])
+        if (programs := _programs(self.step_fn)) != self._programs:
+            self.ledger.move(time.perf_counter() - began, "step", "compile")
+            if self._programs:
+                _LOG.warning(
+                    "step %d was compiled anew: its batch has other shapes or dtypes than those "
+                    "before; give every batch the same static sizes",
+                    step + 1,
+                )
+            self._programs = programs
+        return state, metrics
+
     def _next(self, batches: Iterator[Any], step: int) -> tuple[Any, np.ndarray | None]:
         """The batch of the update after `step` on the devices, and its sample ids on the host."""
-        try:
-            host = next(batches)
-        except StopIteration:
-            raise TrainingError(
-                f"the data ended after step {step} of {self.config.train.steps}; "
-                "the loader must repeat its samples"
-            ) from None
+        began = time.perf_counter()
+        with self.ledger.spend("input"):
+            try:
+                host = next(batches)
+            except StopIteration:
+                raise TrainingError(
+                    f"the data ended after step {step} of {self.config.train.steps}; "
+                    "the loader must repeat its samples"
+                ) from None
+        ended, idle = time.perf_counter(), self._devices.idle_since()
+        # While the devices had work, nothing was lost by waiting.
+        hidden = (ended if idle is None else max(idle, began)) - began
+        self.ledger.move(min(hidden, ended - began), "input", "step")
         rows = self.config.data.batch_size
         return put_batch(host, self.sharding, rows), getattr(host, "sample_id", None)
 
@@ -137,17 +188,25 @@ class Run:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        values = {k: float(v) for k, v in jax.device_get(pending.metrics).items()}
-        _check_finite(pending, values)
+        fetched = {k: float(v) for k, v in jax.device_get(pending.metrics).items()}
+        values = self._policy.judge(pending.step, fetched, pending.sample_ids)
         rates = self.view.advance(pending.step)
         every, total = self.config.train.log_every, self.config.train.steps
         if pending.step % every and pending.step != total:
             return
-        values |= {**rates, "train_seconds": self.seconds}
-        if self._save_seconds is not None:
-            values["checkpoint_blocked_seconds"] = self._save_seconds
-            self._save_seconds = None
-        self._record(pending.step, values)
+        self._record(pending.step, values | rates | self._times())
+
+    def _record_end(self, step: int) -> None:
+        """Closes the books of this process, so that a later one knows what its end cost."""
+        if self.writer is not None:
+            self.writer.write(step, self._times())
+
+    def _times(self) -> dict[str, float]:
+        values = {"train_seconds": self.seconds, **self.ledger.record()}
+        if self._blocked_ms is not None:
+            values["checkpoint/blocked_ms"] = self._blocked_ms
+            self._blocked_ms = None
+        return values
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         self.metrics |= values
@@ -159,7 +218,9 @@ class Run:
         for hook in self.hooks:
             if hook.due(step, self.config.train.steps):
                 self._record_pending()
-                if values := dict(hook.run(step, state, frozen)):
+                with self.ledger.spend("evaluate"):
+                    values = dict(hook.run(step, state, frozen))
+                if values:
                     self._record(step, values)
 
     def _save(self, step: int, state: TrainState, frozen: Params) -> None:
@@ -169,12 +230,23 @@ class Run:
             "config": to_dict(self.config),
             "config_hash": fingerprint(self.config),
             "train_seconds": self.seconds,
+            "ledger": self.ledger.totals(),
+            "skipped_updates": self._policy.skipped,
         }
-        self._save_seconds = self.manager.save(step, state, frozen, meta)
+        with self.ledger.spend("checkpoint"):
+            self._blocked_ms = 1000 * self.manager.save(step, state, frozen, meta)
 
 
 def put_batch(batch: Any, sharding: NamedSharding, rows: int) -> Any:
     """Host arrays with this process's rows as global arrays of `rows` rows."""
+    if jax.process_count() == 1:
+        for array in jax.tree.leaves(batch):
+            if len(array) != rows:
+                raise ValueError(
+                    f"a batch has {len(array)} rows, expected data.batch_size = {rows}"
+                )
+        # One call for all arrays: a fraction of the host time of placing them one by one.
+        return jax.device_put(batch, sharding)
 
     def put(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
@@ -182,11 +254,7 @@ def put_batch(batch: Any, sharding: NamedSharding, rows: int) -> Any:
     return jax.tree.map(put, batch)
 
 
-def _check_finite(pending: _Pending, values: Mapping[str, float]) -> None:
-    bad = [f"{k} = {v}" for k, v in values.items() if not math.isfinite(v)]
-    if bad:
-        ids = "unknown" if pending.sample_ids is None else np.asarray(pending.sample_ids).tolist()
-        raise TrainingError(
-            f"step {pending.step}: {', '.join(bad)}; samples {ids} of this process. Nothing was "
-            "saved since; lower optim.lr or look at these samples, then run again to resume"
-        )
+def _programs(step_fn: StepFn) -> int:
+    """How many programs a compiled function holds, 1 where it does not say."""
+    count = getattr(step_fn, "_cache_size", None)
+    return int(count()) if callable(count) else 1

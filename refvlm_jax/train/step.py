@@ -47,7 +47,8 @@ def make_train_step(
     """Compiles lazily `step(state, frozen, batch) -> (state, metrics)`; `state` is donated.
 
     Metrics are float32 device scalars: `loss`, `loss/<term>` (normalised, unweighted),
-    `count/<term>`, `grad_norm` (before clipping) and `lr`.
+    `count/<term>`, `grad_norm` (before clipping) and `lr`. Under `train.nonfinite = "skip"` a step
+    whose loss or gradient is not finite advances the step number and changes nothing else.
     """
     schedule = make_schedule(config.optim, config.train.steps)
 
@@ -60,6 +61,10 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
         metrics = _metrics(sums, counts, _scales(task, config, counts))
         metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
+        if config.train.nonfinite == "skip":
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            new, old = (params, opt_state), (state.params, state.opt_state)
+            params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
     whole = NamedSharding(mesh, PartitionSpec())

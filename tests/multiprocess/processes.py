@@ -45,8 +45,8 @@ def records(workdir: Path) -> list[dict]:
 
 
 def losses(workdir: Path) -> list[tuple[int, str]]:
-    """(step, exact loss) of every record."""
-    return [(r["step"], r["loss"].hex()) for r in records(workdir)]
+    """(step, exact loss) of every record that has one."""
+    return [(r["step"], r["loss"].hex()) for r in records(workdir) if "loss" in r]
 
 
 def wait_for_step(process: subprocess.Popen[str], workdir: Path, step: int) -> bool:

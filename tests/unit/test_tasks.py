@@ -2,8 +2,12 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,9 +20,14 @@ from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.task_table import FAMILY_TASKS, task_rows
 from data_pipelines.tasks import TASKS
 from data_pipelines.tokenizer import load_tokenizer
-from refvlm_jax.batch import BatchSpec
+from refvlm_jax.batch import Batch, BatchSpec
+from refvlm_jax.cli.data_setup import encode_options
 from refvlm_jax.cli.main import main
+from refvlm_jax.cli.run import build_model, task_of
+from refvlm_jax.config.resolve import resolve, to_dict
 from refvlm_jax.eval.tasks import TASKS as SCORERS
+from refvlm_jax.testing.tiny import tiny_config
+from refvlm_jax.train.loop import fit
 from refvlm_jax.trp.commands import COMMANDS
 from refvlm_jax.trp.prompt import clean_question
 from refvlm_jax.trp.spans import check_free_text
@@ -146,6 +155,52 @@ def test_every_task_becomes_a_row(built: Path, register: str) -> None:
         refs = sum(len(s.targets) for t in dialog.turns for s in t.spans)
         assert row["ref_valid"].sum() == (refs if register == "ref" else 0), dialog.uid
     assert not left
+
+
+def test_every_task_trains_in_one_program(built: Path, tmp_path: Path) -> None:
+    """After two steps of warm-up, batches of all tasks compile nothing at all."""
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **fields: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    tokenizer, store = load_tokenizer(), DialogStore(built)
+    model = tiny_config()
+    assert model.keypoint is not None
+    model = replace(
+        model,
+        llama=replace(model.llama, vocab_size=tokenizer.vocab_size),
+        keypoint=replace(model.keypoint, sigmas=(0.1,) * 17),
+    )
+    first = {dialog.task_id: dialog for dialog in (store[k] for k in range(len(store)))}
+    assert set(first) == set(TASKS)
+    slots = {"seq_len": 1536, "prompts": 16, "refs": 40, "mask_refs": 20, "mask_size": 16}
+    config = resolve(
+        {
+            "name": "tasks",
+            "model": to_dict(model),
+            "data": {"batch_size": 1, **slots, "kpt_refs": 4, "depth_refs": 1, "depth_size": 16},
+            "train": {"steps": len(first) + 1, "nonfinite": "skip"},
+            "ckpt": {"every_steps": 1000},
+        }
+    )
+    root = Path(read_manifest(built)["image_root"])
+    after: list[int] = []
+
+    def loader(start: int) -> Iterator[Batch]:
+        for dialog in (*first.values(), first["T01"]):
+            options = encode_options(config)
+            row = encode_row([dialog], root, tokenizer, options, np.random.default_rng(0))
+            row["sample_id"] = np.asarray(0, np.int32)
+            after.append(len(compiled))
+            yield Batch.from_dict({name: value[None] for name, value in row.items()})
+
+    result = fit(config, task_of(config), partial(build_model, config), loader, tmp_path)
+    assert result.metrics["skipped_updates"] == 0
+    assert len(after) == len(TASKS) + 1 and after[1] > 0
+    assert after[2:] == [after[2]] * (len(after) - 2)
 
 
 def test_the_formats_are_written_once(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Launch scripts of a run, rendered from its configuration to plain files."""
