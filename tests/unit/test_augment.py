@@ -109,6 +109,8 @@ def test_regions_stay_on_what_they_mean(seed: int, width: int, height: int, unit
     assert np.allclose(depth[known], 0.01 * real[known], rtol=1e-5) and known.sum() > 100
     assert not validate(moved)
     # Who knows the moved truth scores perfectly against it.
+    if region.depth is not None:  # only metres are scored
+        region.depth.kind = "metric"
     truth = truth_of(moved, image_root=ROOT)
     scores = score([truth], {"u": oracle(truth)}, resamples=0)[moved.task_id]
     assert scores[TASKS[unit][2]] >= 1 - 1e-6
@@ -241,7 +243,6 @@ def test_rows_follow_the_picture(tmp_path: Path) -> None:
     assert (after["images"][0] == before["images"][0][:, ::-1]).all()
     assert (after["masks"][0] == before["masks"][0][:, ::-1]).all()
     assert (after["prompt_masks"][0] == before["prompt_masks"][0][:, ::-1]).all()
-    assert np.allclose(after["boxes"][0], before["boxes"][0] * [-1, 1, 1, 1] + [1, 0, 0, 0])
     # Nothing is changed in evaluation, and the same row is changed in the same way again.
     assert (row(turned, None)["images"] == row(plain, None)["images"]).all()
     zoom = replace(plain, augment=CONFIG)
@@ -250,6 +251,9 @@ def test_rows_follow_the_picture(tmp_path: Path) -> None:
     # Coordinates written as text are those of the changed picture.
     boxes = replace(dialog, turns=[replace(dialog.turns[0], spans=[
         replace(dialog.turns[0].spans[0], unit=Unit.BOX)])])  # fmt: skip
+    one, two = (encode_row([boxes], tmp_path, tokenizer, o, np.random.default_rng(0))
+                for o in (plain, turned))  # fmt: skip
+    assert np.allclose(two["boxes"][0], one["boxes"][0] * [-1, 1, 1, 1] + [1, 0, 0, 0])
     written = [
         tokenizer.decode(encode_row([boxes], tmp_path, tokenizer, replace(o, register="coord"),
                                     np.random.default_rng(0))["tokens"].tolist())
@@ -261,5 +265,5 @@ def test_rows_follow_the_picture(tmp_path: Path) -> None:
 def test_bad_settings_are_named() -> None:
     for augment in ({"flip": 1.5}, {"scale": (2.0, 1.0)}, {"hue": 0.7}, {"colour": -1.0}):
         with pytest.raises(ConfigError, match=f"data.augment.{next(iter(augment))}"):
-            resolve({"data": {"augment": augment}})
-    assert json.dumps(vars(resolve({"data": {"augment": {"flip": 0.5}}}).data.augment))
+            resolve({"name": "x", "data": {"augment": augment}})
+    assert json.dumps(vars(resolve({"name": "x", "data": {"augment": {"flip": 0.5}}}).data.augment))
