@@ -15,6 +15,7 @@ Found = Iterator[tuple[str, str, str]]
 COARSEST_GRID = 256
 """Cells of a side of the coarsest grid that masks are learned on."""
 _LEAST_IOU = 0.5
+_MOST_SIDE = 65536
 _DRAWN = ("T21", "T22")
 """Tasks whose prompt is drawn by hand near the target, not given by the target."""
 
@@ -23,6 +24,9 @@ def region_findings(dialog: Dialog) -> Found:
     """What is wrong with the regions of a record, the picture unseen."""
     shown = {p.region for t in dialog.turns for p in t.prompts}
     aimed = {k for t in dialog.turns for s in t.spans for k in s.targets}
+    if dialog.image is not None and (problem := _size_problem(dialog.image)):
+        yield "V02", "E", problem
+        return
     for number, region in enumerate(dialog.regions):
         if dialog.image is None:
             yield "V04", "E", f"region {number} without a picture"
@@ -36,7 +40,7 @@ def region_findings(dialog: Dialog) -> Found:
 def vanishing(dialog: Dialog) -> set[int]:
     """Mask targets that disappear on the grid they are learned on (V07)."""
     image = dialog.image
-    if image is None:
+    if image is None or _size_problem(image):
         return set()
     targets = {k for t in dialog.turns for s in t.spans if s.unit is Unit.MASK for k in s.targets}
     return {
@@ -48,11 +52,19 @@ def vanishing(dialog: Dialog) -> set[int]:
     }
 
 
+def _size_problem(image: MediaRef) -> str | None:
+    sides = (image.width, image.height)
+    whole = all(isinstance(side, int) and 0 < side < _MOST_SIDE for side in sides)
+    return None if whole else f"picture of {image.width} x {image.height} pixels"
+
+
 def _region(region: Region, image: MediaRef, only_shown: bool) -> Found:
     if region.box is not None and (problem := _box_problem(region.box, image)):
         yield "V05", "E", problem
     elif region.mask is not None:
         yield from _mask(region, region.mask, image, only_shown)
+    if region.point is not None and (problem := _point_problem(region.point, image)):
+        yield "V05", "E", problem
     if region.no_mask_loss:
         yield "V07", "W", "the mask vanishes at the training grid"
     if region.keypoints and (problem := keypoint_problem(region.keypoints, image)):
@@ -70,6 +82,12 @@ def _box_problem(box: Sequence[float], image: MediaRef) -> str | None:
     return None if (x2 - x1) * (y2 - y1) >= 1 else f"box {tuple(box)} covers less than one pixel"
 
 
+def _point_problem(point: Sequence[float], image: MediaRef) -> str | None:
+    x, y = point
+    inside = -1 <= x <= image.width + 1 and -1 <= y <= image.height + 1
+    return None if inside else f"point {tuple(point)} not inside the picture"
+
+
 def _mask(region: Region, mask: Mask, image: MediaRef, only_shown: bool) -> Found:
     if problem := _mask_problem(mask, image):
         yield "V06", "E", problem
@@ -85,7 +103,7 @@ def _mask(region: Region, mask: Mask, image: MediaRef, only_shown: bool) -> Foun
 
 
 def _mask_problem(mask: Mask, image: MediaRef) -> str | None:
-    if mask.h < 1 or mask.w < 1:
+    if not (0 < mask.h < _MOST_SIDE and 0 < mask.w < _MOST_SIDE):
         return f"mask of {mask.w} x {mask.h} pixels"
     wide = mask.w * image.height
     if abs(wide - mask.h * image.width) > 0.01 * wide:

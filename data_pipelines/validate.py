@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from data_pipelines.records import Dialog, Prompt, PromptKind, Region, Span, Turn
+from data_pipelines.records import Dialog, Prompt, PromptKind, Region, Span, Turn, type_problem
 from data_pipelines.region_rules import region_findings, vanishing
 from data_pipelines.tasks import TASKS
 from data_pipelines.text_rules import is_trained, phrase_problem, question_problem, too_long
@@ -87,6 +87,9 @@ def validate(dialog: Dialog) -> list[Finding]:
 
 
 def _findings(dialog: Dialog) -> Iterator[tuple[str, str, str]]:
+    if problem := type_problem(dialog):
+        yield "V01", "E", f"{problem}; correct the source's row"
+        return
     if dialog.task_id not in TASKS:
         yield "V01", "E", f"unknown task {dialog.task_id!r}"
     if not dialog.turns:
