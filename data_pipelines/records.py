@@ -19,6 +19,7 @@ from refvlm_jax.trp.tokens import Unit
 
 SCHEMA_VERSION = 1
 T = TypeVar("T")
+_MOST = 1 << 63  # whole numbers of msgpack end here
 
 
 class PromptKind(enum.IntEnum):
@@ -235,7 +236,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
-        return True
+        return _is_plain(value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is list:
         return isinstance(value, list | tuple) and all(_fits(v, args[0]) for v in value)
@@ -243,9 +244,25 @@ def _fits(value: Any, hint: Any) -> bool:
         fits = isinstance(value, list | tuple) and len(value) == len(args)
         return fits and all(map(_fits, value, args))
     if origin is dict:
-        return type(value) is dict and all(_fits(v, args[1]) for v in value.values())
+        fits = isinstance(value, dict) and all(_fits(k, args[0]) for k in value)
+        return fits and all(_fits(v, args[1]) for v in value.values())
     if origin is types.UnionType:
         return any(value is None if arg is type(None) else _fits(value, arg) for arg in args)
     if isinstance(value, bool) and hint is not bool:
         return False
-    return isinstance(value, int | float if hint is float else hint)
+    if hint is float:
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < _MOST)
+    return isinstance(value, hint) and _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether msgpack can hold it; text is UTF-8, so that half a surrogate pair is none."""
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+    if isinstance(value, dict):
+        return all(_is_plain(k) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, int):
+        return abs(value) < _MOST
+    return value is None or isinstance(value, float | bytes) or dataclasses.is_dataclass(value)
