@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz_data.py --records 100000 --shards 10000
 
-Every damaged row must end as a sound record, under a validation code, or with its file refused; a damaged
-shard as its own records or an error that names it. Anything else is a failure: another exception, more
+Every damaged row must end as a sound record, under a validation code, or with its file refused; a
+damaged shard as its own records or an error that names it. Anything else is a failure: another exception, more
 than ten seconds of work, a process that dies, or a record that is kept although it is not sound.
 Failures are printed with the case that repeats them, and the exit status is 1.
 """
@@ -330,9 +330,8 @@ def fuzz(
             counts[died] += 1
             examples.setdefault(died, str(Case(kind, at.value, seed)))
             start = at.value + 1  # outcomes of the batch up to there are lost
-        tell(
-            f"{kind} {start} of {cases}, {time.monotonic() - begin:.0f} s: {dict(sorted(counts.items()))}"
-        )
+        known = dict(sorted(counts.items()))
+        tell(f"{kind} {start} of {cases}, {time.monotonic() - begin:.0f} s: {known}")
     return counts, examples
 
 
