@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz_data.py --records 100000 --shards 10000
 
-Every damaged row must end as a sound record, under a validation code, or with its file refused; a
-damaged shard as its own records or an error that names it. Anything else is a failure: another exception, more
-than ten seconds of work, a process that dies, or a record that is kept although it is not sound.
-Failures are printed with the case that repeats them, and the exit status is 1.
+Every damaged row must end as a sound record, under a validation code, or with its file refused, and a
+damaged shard as its own records or an error that names it. Anything else is a failure: another
+exception, more than ten seconds of work, a process that dies, or a record that is kept although it is
+not sound. Failures are printed with the case that repeats them, and the exit status is 1.
 """
 
 import argparse

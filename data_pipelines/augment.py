@@ -124,7 +124,7 @@ class Change:
             if not self._moved:
                 pixels = pixels[:, ::-1]
             else:
-                pixels = self._grid(pixels, np.uint8(0))
+                pixels = self._grid(pixels, np.zeros((), np.uint8))
             if not pixels.any():
                 return None
             h, w = pixels.shape
@@ -145,7 +145,7 @@ class Change:
         if not (self.flip or self._moved):
             return depth
         samples = load_samples(depth, image, root)
-        shown = self._grid(samples, np.uint16(max(0, depth.invalid)))
+        shown = self._grid(samples, np.array(max(0, depth.invalid)))
         return replace(depth, data=depth_png.encode_samples(shown))
 
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from data_pipelines.rasterise import vanishes
 from data_pipelines.records import Depth, Dialog, Mask, MediaRef, PromptKind, Region
 from data_pipelines.tasks import TASKS
@@ -48,6 +50,7 @@ def vanishing(dialog: Dialog) -> set[int]:
         for k in targets & set(range(len(dialog.regions)))
         if (mask := dialog.regions[k].mask) is not None
         and _mask_problem(mask, image) is None
+        and rle.area(mask.counts, mask.h, mask.w)
         and vanishes(mask, image.width, image.height, COARSEST_GRID)
     }
 
@@ -98,7 +101,7 @@ def _mask(region: Region, mask: Mask, image: MediaRef, only_shown: bool) -> Foun
     elif region.box is not None:
         wide, high = image.width / mask.w, image.height / mask.h
         around = [v * scale for v, scale in zip(tight, (wide, high, wide, high), strict=True)]
-        if box_iou([around], [region.box])[0, 0] < _LEAST_IOU:
+        if box_iou(np.array([around]), np.array([region.box]))[0, 0] < _LEAST_IOU:
             yield "V06", "W", f"box {tuple(region.box)} is not the one around the mask"
 
 

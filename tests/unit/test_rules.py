@@ -66,7 +66,7 @@ def rec(expr: str, bank: str = "rec", slot: str = "expr") -> Dialog:
 
 
 LONG = Turn(task_name="vqa", literal="What?", answer="word " * 1600)
-SHORT = Turn(task_name="vqa", literal="What?", answer="word " * 700)
+SHORT = Turn(task_name="vqa", literal="What?", answer="word " * 600)
 CASES: dict[str, tuple[str, Dialog, Dialog]] = {
     "V01 type": ("V01", dialog(regions=[Region(box=(5.0, 5.0, "15", 15.0))]), dialog()),  # type: ignore[arg-type]
     "V02 size": (
@@ -119,7 +119,7 @@ CASES: dict[str, tuple[str, Dialog, Dialog]] = {
             dialog(task_id="T05", turns=[SHORT], regions=[])),
     "V16 prompts": (
         "V16",
-        dialog(task_id="T12", turns=[replace(SHORT, answer="word " * 1150, literal="Say: " + "[VPT] " * 16,
+        dialog(task_id="T12", turns=[replace(SHORT, answer="word " * 1250, literal="Say: " + "[VPT] " * 16,
                prompts=[Prompt(region=0, kind=PromptKind.MASK)] * 16)]),
         dialog(task_id="T12", turns=[replace(SHORT, literal="Say: " + "[VPT] " * 16,
                prompts=[Prompt(region=0, kind=PromptKind.MASK)] * 16)]),
