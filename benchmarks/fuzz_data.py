@@ -9,6 +9,7 @@ not sound. Failures are printed with the case that repeats them, and the exit st
 """
 
 import argparse
+import copy
 import json
 import logging
 import multiprocessing
@@ -98,7 +99,7 @@ def _bend(node: Any, key: Any, rng: random.Random) -> None:
     if kind == 0:
         del node[key]
     elif kind == 1 and isinstance(node, list):
-        node.insert(key, value)
+        node.insert(key, copy.deepcopy(value))
     elif kind == 2:
         other = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
         node[key], node[other] = node[other], node[key]
@@ -110,7 +111,7 @@ def _bend(node: Any, key: Any, rng: random.Random) -> None:
             (value[:at], value[:at] + str(rng.choice(JUNK)) + value[at:], value * 50, value[::-1])
         )
     else:
-        node[key] = rng.choice(JUNK)
+        node[key] = copy.deepcopy(rng.choice(JUNK))
 
 
 def convert(case: Case, folder: Path) -> list[str]:

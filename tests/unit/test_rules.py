@@ -77,8 +77,7 @@ CASES: dict[str, tuple[str, Dialog, Dialog]] = {
         "V05", dialog(regions=[Region(box=(5.0, 5.0, 9.0, 9.0), point=(float("nan"), 0.0))]),
         dialog(regions=[Region(box=(5.0, 5.0, 9.0, 9.0), point=(6.0, 6.0))]),
     ),
-    "V06 damaged": ("V06", dialog(regions=[Region(mask=replace(mask(), counts=b"7"), box=(5.0, 5.0, 9.0, 9.0))]),
-                    dialog()),
+    "V06 damaged": ("V06", dialog(regions=[Region(mask=replace(mask(), counts=b"7"))]), dialog()),
     "V06 empty": ("V06", dialog(Unit.MASK, regions=[Region(mask=mask(w=0))]), dialog(Unit.MASK)),
     "V06 box": ("V06", dialog(regions=[Region(box=(30.0, 30.0, 40.0, 40.0), mask=mask())]), dialog()),
     "V07": (
@@ -87,10 +86,13 @@ CASES: dict[str, tuple[str, Dialog, Dialog]] = {
         dialog(Unit.MASK, regions=[Region(mask=mask(900, 900, 3, 1000, side=40))]),
     ),
     "V11 newline": ("V11", turned(answer="dog\ncat.", spans=span(0, 7)), turned(answer="dog\ncat.")),
-    "V11 plan": ("V11", turned(answer="a Unit: b.", spans=span(0, 9)), turned(answer="a Unit: b.", spans=span(0, 1))),
-    "V11 long": ("V11", turned(answer="d" * 201, spans=span(0, 201)), turned(answer="d" * 201, spans=span(0, 200))),
+    "V11 plan": ("V11", turned(answer="a Unit: b.", spans=span(0, 9)),
+                 turned(answer="a Unit: b.", spans=span(0, 1))),
+    "V11 long": ("V11", turned(answer="d" * 201, spans=span(0, 201)),
+                 turned(answer="d" * 201, spans=span(0, 200))),
     "V11 blank": ("V11", turned(answer="dog  cat", spans=span(3, 5)), turned(answer="dog  cat")),
-    "V11 tag": ("V11", turned(answer="a <REF> b", spans=span(0, 9)), turned(answer="a REF b", spans=span(0, 7))),
+    "V11 tag": ("V11", turned(answer="a <REF> b", spans=span(0, 9)),
+                turned(answer="a REF b", spans=span(0, 7))),
     "V12 other": (
         "V12", turned(Unit.BOX, spans=span(0, 3, Unit.MASK)),
         # Another unit beside the one that is asked for.
@@ -119,8 +121,8 @@ CASES: dict[str, tuple[str, Dialog, Dialog]] = {
             dialog(task_id="T05", turns=[SHORT], regions=[])),
     "V16 prompts": (
         "V16",
-        dialog(task_id="T12", turns=[replace(SHORT, answer="word " * 1250, literal="Say: " + "[VPT] " * 16,
-               prompts=[Prompt(region=0, kind=PromptKind.MASK)] * 16)]),
+        dialog(task_id="T12", turns=[replace(SHORT, answer="word " * 1250,
+               literal="Say: " + "[VPT] " * 16, prompts=[Prompt(region=0, kind=PromptKind.MASK)] * 16)]),
         dialog(task_id="T12", turns=[replace(SHORT, literal="Say: " + "[VPT] " * 16,
                prompts=[Prompt(region=0, kind=PromptKind.MASK)] * 16)]),
     ),
@@ -134,7 +136,8 @@ CASES: dict[str, tuple[str, Dialog, Dialog]] = {
                  dialog(regions=[replace(dialog().regions[0], category="fire hydrant")])),
     "V21 target": ("V21", drawn("T21", PromptKind.SCRIBBLE, 0), drawn("T21", PromptKind.SCRIBBLE, 1)),
     "V21 box": ("V21", drawn("T22", PromptKind.BOX, 0), drawn("T22", PromptKind.MASK, 0)),
-    "V21 empty": ("V21", drawn("T22", PromptKind.SCRIBBLE, 1, mask(w=0)), drawn("T22", PromptKind.SCRIBBLE, 1)),
+    "V21 empty": ("V21", drawn("T22", PromptKind.SCRIBBLE, 1, mask(w=0)),
+                  drawn("T22", PromptKind.SCRIBBLE, 1)),
 }  # fmt: skip
 
 
