@@ -78,7 +78,7 @@ def write_build_page(folder: Path, report: Mapping[str, Any]) -> Path:
             "dialogues": sum(report["counts"].values()),
             "tasks": len(report["counts"]),
             "pictures": report["pictures"],
-            "copies of pictures": report["copies"],
+            "copies of pictures": report.get("copies", 0),
             "dropped": sum(report["dropped"].values()),
             "duplicates": report["flagged"].get("V23", 0),
         },
