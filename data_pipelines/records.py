@@ -8,6 +8,7 @@ picture, float, unrounded. Offsets count Unicode code points.
 import dataclasses
 import enum
 import functools
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -265,4 +266,6 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, int):
         return abs(value) < _MOST
-    return value is None or isinstance(value, float | bytes) or dataclasses.is_dataclass(value)
+    if isinstance(value, float):  # an id, say, that is not even equal to itself
+        return math.isfinite(value)
+    return value is None or isinstance(value, bytes) or dataclasses.is_dataclass(value)
