@@ -77,7 +77,8 @@ CASES: dict[str, tuple[str, Dialog, Dialog]] = {
         "V05", dialog(regions=[Region(box=(5.0, 5.0, 9.0, 9.0), point=(float("nan"), 0.0))]),
         dialog(regions=[Region(box=(5.0, 5.0, 9.0, 9.0), point=(6.0, 6.0))]),
     ),
-    "V06 damaged": ("V06", dialog(regions=[Region(mask=replace(mask(), counts=b"7"))]), dialog()),
+    "V06 damaged": ("V06", dialog(regions=[
+        Region(mask=replace(mask(), counts=b"7"), box=(5.0, 5.0, 9.0, 9.0))]), dialog()),
     "V06 empty": ("V06", dialog(Unit.MASK, regions=[Region(mask=mask(w=0))]), dialog(Unit.MASK)),
     "V06 box": ("V06", dialog(regions=[Region(box=(30.0, 30.0, 40.0, 40.0), mask=mask())]), dialog()),
     "V07": (
