@@ -11,6 +11,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -223,7 +224,8 @@ def type_problem(dialog: Dialog) -> str | None:
 
 
 def _misfit(made: Any) -> str | None:
-    for name, hint in _hints(type(made)).items():
+    cls: Hashable = type(made)
+    for name, hint in _hints(cls).items():
         if not _fits(value := getattr(made, name), hint):
             wanted = getattr(hint, "__name__", hint)
             return f"{type(made).__name__}.{name} is {value!r:.60}, expected {wanted}"
@@ -231,7 +233,7 @@ def _misfit(made: Any) -> str | None:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
