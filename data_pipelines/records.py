@@ -11,7 +11,6 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -224,7 +223,7 @@ def type_problem(dialog: Dialog) -> str | None:
 
 
 def _misfit(made: Any) -> str | None:
-    cls: Hashable = type(made)
+    cls: Any = type(made)
     for name, hint in _hints(cls).items():
         if not _fits(value := getattr(made, name), hint):
             wanted = getattr(hint, "__name__", hint)
