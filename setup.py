@@ -34,6 +34,7 @@ DEV = [
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",  # two test processes on two cores
     "hypothesis>=6.100,<7",  # property tests
+    "tensorflow-datasets>=4.9.7,<5",  # reads exported data in tests; needs no TensorFlow
     "beartype>=0.20,<1",  # runtime side of jaxtyping in tests
     "ruff>=0.9,<1",
     "mypy>=1.14,<3",

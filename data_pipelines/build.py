@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from data_pipelines.build_report import BuildReport, report_of
-from data_pipelines.entries import Job, Part, convert_entry, hashes_of, parts_of, write_json
+from data_pipelines.entries import HASHES, Job, Part, convert_entry, hashes_of, parts_of, write_json
 from data_pipelines.families import FAMILIES
 from data_pipelines.manifest import MANIFEST, ShardInfo, read_manifest, write_manifest
 from data_pipelines.pictures import Pictures, held_out, save_pictures
@@ -98,7 +98,8 @@ def build(
 def _open_state(out: Path, recipe: BuildRecipe, key: str) -> Path:
     """The folder of unfinished work; work on another recipe or on changed files is thrown away."""
     state = out / _STATE
-    wanted = {"recipe": key, "files": [_stamp(Path(e.file)) for e in recipe.entries]}
+    files = [_stamp(Path(e.file)) for e in recipe.entries]
+    wanted = {"recipe": key, "files": files, "hashes": list(HASHES)}
     try:
         known = json.loads((state / "recipe.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

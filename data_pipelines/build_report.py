@@ -18,34 +18,32 @@ _DRAWN = 3
 
 CODES = {
     "V01": "unknown or missing field, or a uid that occurs twice",
-    "V02": "picture missing, damaged, or of another size",
+    "V02": "picture missing, damaged, of one colour, or of another size",
     "V03": "no turn, or an empty answer",
     "V04": "a region that nothing refers to, or without a picture",
     "V05": "box empty, not finite, or outside the picture",
     "V06": "mask empty, damaged, or of another aspect",
-    "V07": "mask vanishes at the training grid",
+    "V07": "mask vanishes at the training grid: text is learned, pixels are not",
     "V08": "keypoints malformed or outside the picture",
     "V09": "depth map missing, damaged, or out of range",
     "V10": "spans and targets disagree",
     "V11": "text of a span cannot be written",
-    "V12": "unit of a span does not fit its turn",
+    "V12": "no span of the unit that the turn asks for",
     "V13": "a prompt that cannot be shown",
     "V14": "text that would be read as structure",
     "V15": "more references, masks or prompts than a row holds",
-    "V16": "longer than a row",
+    "V16": "longer than a row: split between turns, or dropped where one turn is",
     "V17": "template bank or slots missing",
     "V18": "empty expression or category",
     "V19": "a crowd region as target",
     "V20": "grounded phrase is not where the row says",
-    "V21": "interactive prompt is empty or does not fit the target",
-    "V22": "turned by EXIF",
+    "V21": "a prompt that is empty, or the target itself where it should be drawn",
+    "V22": "to be turned by EXIF: read as stored, dropped where annotated as shown",
     "V23": "the same question and answer about the same picture",
     "V24": "picture is evaluated on in a task of this kind",
     "V25": "the rendered answer does not read back as written",
 }
 """Validation codes and the rule each one stands for."""
-UNCHECKED = frozenset({"V07", "V11", "V12", "V16", "V17", "V21", "V22"})
-"""Rules that nothing looks at yet: no count of theirs says that records keep them."""
 
 
 @dataclass(kw_only=True)
@@ -66,6 +64,8 @@ class BuildReport:
     """Entries of the recipe with their records, drops and duplicates."""
     pictures: int = 0
     """Distinct pictures by content."""
+    copies: int = 0
+    """Files whose picture another file holds too."""
     overlap: list[dict[str, Any]] = field(default_factory=list)
     """For each dataset built against: its pictures that are here too (in tasks of other kinds), and
     records that were dropped because of all of them."""
@@ -123,6 +123,8 @@ def report_of(
     report.flagged = {code: n for code, n in sorted(flagged.items()) if n}
     seen = np.unique(np.concatenate([own["seen"] for own in hashes]))
     _compare(report, recipe, seen)
+    file = np.unique(np.concatenate([own["file"] for own in hashes]))
+    report.copies = max(0, int(np.count_nonzero(file != NO_PICTURE)) - report.pictures)
     report.samples = _samples(parts, stems)
     return report
 

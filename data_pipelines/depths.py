@@ -22,18 +22,18 @@ def load_depth(depth: Depth, image: MediaRef, root: Path) -> np.ndarray:
     Raises:
       ImageError: missing, damaged, or not of the picture's size.
     """
+    samples = load_samples(depth, image, root)
+    values = samples * depth.scale + depth.offset
+    return np.where(samples == depth.invalid, np.nan, values).astype(np.float32)
+
+
+def load_samples(depth: Depth, image: MediaRef, root: Path) -> np.ndarray:
+    """int64[H, W] of a record's depth as it is stored; raises ImageError as `load_depth` does."""
     data, name = depth.data, depth.path or f"depth of {image.path}"
     try:
         if data is None:
             data = (Path(root) / depth.path).read_bytes()
-        return depth_png.decode(
-            data,
-            image.width,
-            image.height,
-            scale=depth.scale,
-            offset=depth.offset,
-            invalid=depth.invalid,
-        )
+        return depth_png.decode_samples(data, image.width, image.height)
     except OSError as error:
         raise ImageError(
             f"{name}: depth map cannot be read ({error.strerror}); check the image root and the path"

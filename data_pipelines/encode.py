@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.augment import ChangedSquare, apply_change, draw_change
 from data_pipelines.options import EncodeError, EncodeOptions
 from data_pipelines.records import Dialog, MediaRef, Turn
 from data_pipelines.rows import Draft, Row, fill
-from data_pipelines.squares import SquareReader
+from data_pipelines.squares import SquareReader, Squares
 from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.turns import (
     EncodedAnswer,
@@ -36,7 +37,7 @@ def encode_row(
     options: EncodeOptions,
     rng: np.random.Generator | None,
     *,
-    squares: SquareReader | None = None,
+    squares: Squares | None = None,
     counts: Counter[str] | None = None,
 ) -> Row:
     """A training row: dialogues about one picture, as one conversation or side by side.
@@ -51,7 +52,8 @@ def encode_row(
       image_root: folder of the pictures.
       tokenizer: text to ids.
       options: rendering and sizes.
-      rng: chooses question templates; None takes the first of each.
+      rng: chooses question templates and what is changed about the picture (`options.augment`); None
+        takes the first of each and changes nothing.
       squares: reads (and may keep) decoded pictures; None reads from `image_root`.
       counts: receives what was lost: `turns_dropped`, `answers_cut`, `refs_cut`,
         `masks_without_slot` (text is learned, pixels are not), `masks_vanished` (smaller than a
@@ -62,12 +64,18 @@ def encode_row(
       ImageError: the picture cannot be read.
     """
     counts = Counter() if counts is None else counts
+    squares = squares or SquareReader(image_root, options.spec.image_size)
+    image = _common_picture(dialogs)
+    if image is not None and rng is not None and options.augment.active:
+        change = draw_change(dialogs, image, options.augment, rng)
+        squares = ChangedSquare(image_root, options.spec.image_size, image, change)
+        dialogs, image = apply_change(dialogs, change, image_root), change.media(image)
     turns = [
         (number, place, dialog, turn)
         for number, dialog in enumerate(dialogs, 1)
         for place, turn in enumerate(dialog.turns)
     ]
-    image, side_by_side = _common_picture(dialogs), options.shared_picture
+    side_by_side = options.shared_picture
     encoder, draft = TurnEncoder(tokenizer, options, rng), _opened(image, tokenizer, options)
     for done, (number, place, dialog, turn) in enumerate(turns):
         first = place == 0 if side_by_side else done == 0
@@ -79,7 +87,6 @@ def encode_row(
             answer = _shortened(encoder, draft, prompt, dialog, turn, counts)
         own = number if side_by_side else 0
         draft.append(prompt, answer, supervise=turn.supervise, dialog=own)
-    squares = squares or SquareReader(image_root, options.spec.image_size)
     return fill(draft, image, squares, dialogs[0].uid, counts)
 
 

@@ -26,10 +26,11 @@ from data_pipelines.recipes import BuildRecipe
 from data_pipelines.records import Dialog, encode
 from data_pipelines.shards import WRITER_OPTIONS
 from data_pipelines.sources.base import Drops
+from data_pipelines.text_rules import split_turns
 from data_pipelines.validate import repair, validate
 
 SAMPLES = 3  # records of each task that the report draws
-HASHES = ("uid", "content", "seen")
+HASHES = ("uid", "content", "seen", "file")
 _LINES = 200  # dropped records named in the report, for each shard
 _STEP = 64  # records between two reports of progress
 
@@ -136,7 +137,7 @@ def parts_of(folder: Path) -> list[Part]:
 
 
 def hashes_of(folder: Path, parts: Sequence[Part]) -> dict[str, np.ndarray]:
-    """`uid`, `content` and `seen`: uint64 of every record of finished shards."""
+    """`uid`, `content`, `seen` and `file` (of the picture): uint64 of every record of shards."""
     read = [np.load((folder / part.shard.name).with_suffix(".npy")) for part in parts]
     columns = np.concatenate([np.zeros((len(HASHES), 0), np.uint64), *read], axis=1)
     return dict(zip(HASHES, columns, strict=True))
@@ -189,6 +190,7 @@ class Tally:
     uid: list[int] = field(default_factory=list)
     content: list[int] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)
+    file: list[int] = field(default_factory=list)
 
     def add(self, dialog: Dialog, digest: int) -> None:
         """Counts and hashes a record that is kept."""
@@ -196,6 +198,7 @@ class Tally:
         self.uid.append(hash64(dialog.uid))
         self.content.append(content_hash(dialog, digest))
         self.seen.append(seen_as(digest, dialog) if dialog.image else NO_PICTURE)
+        self.file.append(hash64(dialog.image.path) if dialog.image else NO_PICTURE)
 
     def count(self, dialog: Dialog) -> None:
         """Counts a record that is kept, before its hashes are appended."""
@@ -230,8 +233,7 @@ def _write_part(
             if (dialog := next(stream, None)) is None:
                 break
             taken += 1
-            if kept := _kept(dialog, tally, pictures, held_out):
-                fixed, digest = kept
+            for fixed, digest in _kept(dialog, tally, pictures, held_out):
                 writer.write(encode(fixed))
                 tally.add(fixed, digest)
             if taken - told[0] >= _STEP:
@@ -280,28 +282,39 @@ def write_part(stem: Path, growing: Path, done: int, tally: Tally) -> Part:
 
 def _kept(
     dialog: Dialog, tally: Tally, pictures: Pictures, held_out: frozenset[int]
-) -> tuple[Dialog, int] | None:
-    """The record as it is written and the digest of its picture; None when it is dropped."""
+) -> list[tuple[Dialog, int]]:
+    """The records as they are written, each with the digest of its picture; none when it is dropped."""
     drops, digest = tally.drops, NO_PICTURE
     if dialog.image is not None:
         verdict = pictures.check(dialog.image)
         if verdict.problem:
-            drops.add("V02", dialog.uid, verdict.problem)
-            return None
+            drops.add(verdict.code, dialog.uid, verdict.problem)
+            return []
         digest = verdict.digest
+        if seen_as(digest, dialog) in held_out:
+            drops.add("V24", dialog.uid, "its picture is evaluated on in a task of this kind")
+            return []
+        if verdict.turned:
+            tally.flagged["V22"] += 1
+    pieces = split_turns(dialog)
+    if len(pieces) > 1:
+        tally.flagged["V16"] += 1
+    fixed = [_sound(piece, tally, pictures.root) for piece in pieces]
+    return [(piece, digest) for piece in fixed if piece is not None]
+
+
+def _sound(dialog: Dialog, tally: Tally, root: Path) -> Dialog | None:
+    """A record put right as far as it can be; None when it breaks a rule."""
     fixed = repair(dialog)
     findings = validate(fixed)
     if error := next((f for f in findings if f.level == "E"), None):
-        drops.add(error.code, dialog.uid, error.message)
+        tally.drops.add(error.code, dialog.uid, error.message)
         return None
-    if message := _depth_problem(fixed, pictures.root):
-        drops.add("V09", dialog.uid, message)
-        return None
-    if dialog.image is not None and seen_as(digest, dialog) in held_out:
-        drops.add("V24", dialog.uid, "its picture is evaluated on in a task of this kind")
+    if message := _depth_problem(fixed, root):
+        tally.drops.add("V09", dialog.uid, message)
         return None
     tally.flagged.update({finding.code for finding in findings})
-    return fixed, digest
+    return fixed
 
 
 def _depth_problem(dialog: Dialog, root: Path) -> str | None:
@@ -315,7 +328,9 @@ def _depth_problem(dialog: Dialog, root: Path) -> str | None:
 
 def hash64(text: str) -> int:
     """A 64-bit hash, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    # Half a surrogate pair is no text, but its record must get as far as the rule that drops it.
+    data = text.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def content_hash(dialog: Dialog, digest: int) -> int:

@@ -39,12 +39,21 @@ def exif_orientation(path: Path) -> int:
     Raises:
       ImageError: missing or not a picture.
     """
-    with _open(_read(Path(path)), str(path)) as image:
+    return orientation_and_size(_read(Path(path)), str(path))[0]
+
+
+def orientation_and_size(data: bytes, name: str) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation of encoded bytes, and width and height as they are stored.
+
+    Raises:
+      ImageError: not a picture; `name` stands for it.
+    """
+    with _open(data, name) as image:
         try:
             value = image.getexif().get(_EXIF_ORIENTATION, 1)
         except Exception:  # a damaged EXIF block says nothing about orientation
-            return 1
-    return value if value in range(1, 9) else 1
+            value = 1
+        return (value if value in range(1, 9) else 1), image.size
 
 
 def to_square(image: np.ndarray, size: int) -> np.ndarray:

@@ -1,9 +1,10 @@
 """How dialogues become rows: options, and the error of those that cannot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from refvlm_jax.batch import BatchSpec
+from refvlm_jax.config.schema import AugmentConfig
 
 
 class EncodeError(ValueError):
@@ -26,3 +27,5 @@ class EncodeOptions:
     """Questions are drawn from the first so many templates of a bank; 0 for all."""
     fixed_template: bool = False
     """Always the first question template, as evaluation asks."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of training rows."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.images import ImageError, load_image
+from data_pipelines.images import ImageError, load_image, orientation_and_size
 from data_pipelines.records import Dialog, MediaRef
 from data_pipelines.shards import ShardError
 from data_pipelines.tasks import TASKS
@@ -23,9 +23,13 @@ class Checked:
     """What decoding a picture told."""
 
     digest: int
-    """64 bits of a hash of its bytes."""
+    """64 bits of a hash of its pixels: the same for copies in another container."""
     problem: str = ""
     """Why it cannot be used; empty when it can."""
+    code: str = "V02"
+    """The rule it breaks then."""
+    turned: bool = False
+    """It can be used as stored, but its EXIF block says that it is to be shown turned (V22)."""
 
 
 @dataclass
@@ -54,12 +58,29 @@ class Pictures:
             return Checked(
                 NO_PICTURE, f"{path}: picture cannot be read ({error.strerror}); fetch the file"
             )
-        digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        if image.sha256 and hashlib.sha256(data).hexdigest() != image.sha256:
+            return Checked(
+                NO_PICTURE, f"{path}: not the picture of the record; fetch the file again"
+            )
         try:
-            load_image(replace(image, data=data), self.root)
+            found, (width, height) = orientation_and_size(data, image.path)
+            if found > 4 and (width, height) == (image.height, image.width) and width != height:
+                return Checked(
+                    NO_PICTURE,
+                    f"{path}: stored {width} x {height} with EXIF orientation {found}, but annotated "
+                    f"as shown, {height} x {width}; turn the pixels of the file and strip its EXIF",
+                    "V22",
+                )
+            pixels = load_image(replace(image, data=data), self.root)
         except ImageError as error:
-            return Checked(digest, str(error))
-        return Checked(digest)
+            return Checked(NO_PICTURE, str(error))
+        if (pixels == pixels[0, 0]).all():
+            return Checked(
+                NO_PICTURE, f"{path}: the picture is of one colour; fetch the file again"
+            )
+        content = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
+        content.update(pixels.tobytes())
+        return Checked(int.from_bytes(content.digest(), "little"), turned=found != 1)
 
 
 def task_kind(task_id: str) -> str:

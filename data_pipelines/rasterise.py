@@ -11,6 +11,7 @@ from refvlm_jax import rle
 from refvlm_jax.geometry import PaddedSquare, clip_boxes
 
 POINT_RADIUS = 10 / 1024  # of the padded side
+_FAINT = 1 / 8  # of a cell: less would be drawn at least eight times too large
 
 
 def target_mask(mask: Mask, width: int, height: int, size: int) -> np.ndarray:
@@ -19,6 +20,20 @@ def target_mask(mask: Mask, width: int, height: int, size: int) -> np.ndarray:
     The mask's own grid may be coarser or finer than the picture. Empty only for an empty mask.
     """
     return _threshold(_mask_coverage(mask, PaddedSquare(width, height), size))
+
+
+def vanishes(mask: Mask, width: int, height: int, size: int) -> bool:
+    """Whether a mask covers so little of every cell that the grid would show a blob in its place."""
+    box = rle.tight_box(mask.counts, mask.h, mask.w)
+    if box is None:
+        return True
+    # The mean coverage of the cells it can touch is a lower bound that spares most masks the rest.
+    side = max(mask.w, mask.h)
+    touched = [(b - a) * size / side + 2 for a, b in ((box[0], box[2]), (box[1], box[3]))]
+    cells = rle.area(mask.counts, mask.h, mask.w) * (size / side) ** 2
+    if cells >= _FAINT * touched[0] * touched[1]:
+        return False
+    return bool(_mask_coverage(mask, PaddedSquare(width, height), size).max() < _FAINT)
 
 
 def prompt_mask(region: Region, kind: PromptKind, width: int, height: int, size: int) -> np.ndarray:

@@ -7,14 +7,20 @@ picture, float, unrounded. Offsets count Unicode code points.
 
 import dataclasses
 import enum
+import functools
+import math
+import types
+import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
 from refvlm_jax.trp.tokens import Unit
 
 SCHEMA_VERSION = 1
+T = TypeVar("T")
+_MOST = 1 << 63  # whole numbers of msgpack end here
 
 
 class PromptKind(enum.IntEnum):
@@ -163,7 +169,7 @@ def decode(data: bytes) -> Dialog:
         raise ValueError(f"Dialog schema version {version}, expected {SCHEMA_VERSION}")
     try:
         return _from_raw(raw)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"malformed Dialog record {raw.get('uid')!r}: {error}") from error
 
 
@@ -171,22 +177,96 @@ def _from_raw(raw: dict[str, Any]) -> Dialog:
     image = raw.pop("image")
     regions = [_region(r) for r in raw.pop("regions")]
     turns = [_turn(t) for t in raw.pop("turns")]
-    return Dialog(image=MediaRef(**image) if image else None, regions=regions, turns=turns, **raw)
+    media = _typed(MediaRef, image) if image is not None else None
+    return _typed(Dialog, {**raw, "image": media, "regions": regions, "turns": turns})
 
 
 def _region(raw: dict[str, Any]) -> Region:
     mask, box, point = raw.pop("mask"), raw.pop("box"), raw.pop("point")
     depth = raw.pop("depth", None)
-    return Region(
-        depth=Depth(**depth) if depth else None,
-        mask=Mask(**mask) if mask else None,
-        box=tuple(box) if box else None,
-        point=tuple(point) if point else None,
-        **raw,
-    )
+    made = {
+        "depth": _typed(Depth, depth) if depth is not None else None,
+        "mask": _typed(Mask, mask) if mask is not None else None,
+        "box": tuple(box) if box is not None else None,
+        "point": tuple(point) if point is not None else None,
+    }
+    return _typed(Region, {**raw, **made})
 
 
 def _turn(raw: dict[str, Any]) -> Turn:
-    prompts = [Prompt(region=p["region"], kind=PromptKind(p["kind"])) for p in raw.pop("prompts")]
-    spans = [Span(**{**s, "unit": Unit(s["unit"])}) for s in raw.pop("spans")]
-    return Turn(prompts=prompts, spans=spans, **raw)
+    prompts = [_typed(Prompt, {**p, "kind": PromptKind(p["kind"])}) for p in raw.pop("prompts")]
+    spans = [_typed(Span, {**s, "unit": Unit(s["unit"])}) for s in raw.pop("spans")]
+    return _typed(Turn, {**raw, "prompts": prompts, "spans": spans})
+
+
+def _typed(cls: type[T], values: dict[str, Any]) -> T:
+    """An instance of a record class whose values are of the types it says; TypeError otherwise."""
+    made = cls(**values)
+    if problem := _misfit(made):
+        raise TypeError(problem)
+    return made
+
+
+def type_problem(dialog: Dialog) -> str | None:
+    """The first value of a record that is not of the type its class says, or None."""
+    parts: list[Any] = [dialog, dialog.image]
+    for part in parts:  # what was looked through already says that the next ones are there
+        if part is not None and (problem := _misfit(part)):
+            return problem
+    for region in dialog.regions:
+        parts += [region, region.mask, region.depth]
+    for turn in dialog.turns:
+        parts += [turn]
+    nested = [p for turn in dialog.turns if not _misfit(turn) for p in (*turn.prompts, *turn.spans)]
+    found = (_misfit(part) for part in (*parts, *nested) if part is not None)
+    return next((problem for problem in found if problem), None)
+
+
+def _misfit(made: Any) -> str | None:
+    cls: Any = type(made)
+    for name, hint in _hints(cls).items():
+        if not _fits(value := getattr(made, name), hint):
+            wanted = getattr(hint, "__name__", hint)
+            return f"{type(made).__name__}.{name} is {value!r:.60}, expected {wanted}"
+    return None
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return _is_plain(value)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return isinstance(value, list | tuple) and all(_fits(v, args[0]) for v in value)
+    if origin is tuple:
+        fits = isinstance(value, list | tuple) and len(value) == len(args)
+        return fits and all(map(_fits, value, args))
+    if origin is dict:
+        fits = isinstance(value, dict) and all(_fits(k, args[0]) for k in value)
+        return fits and all(_fits(v, args[1]) for v in value.values())
+    if origin is types.UnionType:
+        return any(value is None if arg is type(None) else _fits(value, arg) for arg in args)
+    if isinstance(value, bool) and hint is not bool:
+        return False
+    if hint is float:
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < _MOST)
+    return isinstance(value, hint) and _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether msgpack can hold it; text is UTF-8, so that half a surrogate pair is none."""
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+    if isinstance(value, dict):
+        return all(_is_plain(k) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, int):
+        return abs(value) < _MOST
+    if isinstance(value, float):  # an id, say, that is not even equal to itself
+        return math.isfinite(value)
+    return value is None or isinstance(value, bytes) or dataclasses.is_dataclass(value)

@@ -11,7 +11,7 @@ from data_pipelines.depths import depth_target, load_depth
 from data_pipelines.options import EncodeError
 from data_pipelines.rasterise import prompt_mask, target_mask
 from data_pipelines.records import MediaRef, PromptKind, Region
-from data_pipelines.squares import SquareReader
+from data_pipelines.squares import Squares
 from data_pipelines.turns import EncodedAnswer, EncodedPrompt, Reference
 from refvlm_jax.batch import TEXT, BatchSpec, empty_row
 from refvlm_jax.geometry import PaddedSquare
@@ -103,7 +103,7 @@ class Draft:
 
 
 def fill(
-    draft: Draft, image: MediaRef | None, squares: SquareReader, uid: str, counts: Counter[str]
+    draft: Draft, image: MediaRef | None, squares: Squares, uid: str, counts: Counter[str]
 ) -> Row:
     """The arrays of a finished draft.
 
@@ -133,7 +133,7 @@ def fill(
     return row
 
 
-def _fill_picture(row: Row, draft: Draft, image: MediaRef, squares: SquareReader, uid: str) -> None:
+def _fill_picture(row: Row, draft: Draft, image: MediaRef, squares: Squares, uid: str) -> None:
     spec = draft.spec
     if not spec.images:
         raise EncodeError(f"{uid}: has a picture, but rows have no image slot; raise data.images")

@@ -3,12 +3,23 @@
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from data_pipelines.images import load_image, to_square
 from data_pipelines.records import MediaRef
+
+
+class Squares(Protocol):
+    """Gives pictures as uint8[size, size, 3] squares."""
+
+    @property
+    def root(self) -> Path:
+        """Folder of the pictures."""
+
+    def __call__(self, media: MediaRef) -> np.ndarray:
+        """The square of a picture; raises `images.ImageError`."""
 
 
 class SquareReader:

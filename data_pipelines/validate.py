@@ -1,16 +1,21 @@
 """Validation rules of a Dialog record (the codes are the dataset's, V01 to V25)."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from data_pipelines.records import Depth, Dialog, MediaRef, Prompt, PromptKind, Region, Span, Turn
+from data_pipelines.records import Dialog, Prompt, PromptKind, Region, Span, Turn, type_problem
+from data_pipelines.region_rules import region_findings, vanishing
 from data_pipelines.tasks import TASKS
+from data_pipelines.text_rules import is_trained, phrase_problem, question_problem, too_long
 from refvlm_jax.trp.commands import COMMANDS
 from refvlm_jax.trp.parse import parse_answer
 from refvlm_jax.trp.render import render_answer
 from refvlm_jax.trp.spans import TextSpan, check_free_text, check_spans, closing_order
 from refvlm_jax.trp.tokens import Unit
+
+MOST = {"references": 100, "masks": 30, "prompts": 16}
+"""What a row of the released sizes holds."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,36 @@ class Finding:
 
 
 def repair(dialog: Dialog) -> Dialog:
-    """Without regions that nothing refers to; crowds and people without joints stay for scoring.
+    """The record as it is stored: what only warnings are about is put right.
 
-    A record that refers to regions it lacks is left to `validate`.
+    Regions that nothing refers to go (crowds and people without joints stay for scoring), masks that
+    vanish at the training grid are marked `no_mask_loss` (V07), and a record with more than a row
+    holds is marked `overflow` (V15). One that refers to regions it lacks is left to `validate`.
     """
+    dialog = _without_unused(dialog)
+    if gone := vanishing(dialog):
+        regions = [
+            replace(r, no_mask_loss=True) if k in gone else r for k, r in enumerate(dialog.regions)
+        ]
+        dialog = replace(dialog, regions=regions)
+    if overflow(dialog) and "overflow" not in dialog.flags:
+        dialog = replace(dialog, flags=[*dialog.flags, "overflow"])
+    return dialog
+
+
+def overflow(dialog: Dialog) -> str | None:
+    """What a record has more of than a row holds (V15)."""
+    many = Counter(s.unit for t in dialog.turns for s in t.spans for _ in s.targets)
+    found = {
+        "references": many.total(),
+        "masks": many[Unit.MASK],
+        "prompts": sum(len(t.prompts) for t in dialog.turns),
+    }
+    over = [f"{n} {what}, at most {MOST[what]}" for what, n in found.items() if n > MOST[what]]
+    return "; ".join(over) or None
+
+
+def _without_unused(dialog: Dialog) -> Dialog:
     used = {p.region for t in dialog.turns for p in t.prompts}
     used |= {k for t in dialog.turns for s in t.spans for k in s.targets}
     if not used <= set(range(len(dialog.regions))):
@@ -56,59 +87,22 @@ def validate(dialog: Dialog) -> list[Finding]:
 
 
 def _findings(dialog: Dialog) -> Iterator[tuple[str, str, str]]:
+    if problem := type_problem(dialog):
+        yield "V01", "E", f"{problem}; correct the source's row"
+        return
     if dialog.task_id not in TASKS:
         yield "V01", "E", f"unknown task {dialog.task_id!r}"
     if not dialog.turns:
         yield "V03", "E", "no turn"
-    for number, region in enumerate(dialog.regions):
-        yield from _region(number, region, dialog)
+    yield from region_findings(dialog)
     for number, turn in enumerate(dialog.turns):
         yield from ((c, level, f"turn {number}: {m}") for c, level, m in _turn(turn, dialog))
-    refs = sum(len(s.targets) for t in dialog.turns for s in t.spans)
-    if refs > 100:
-        yield "V15", "W", f"{refs} references"
-
-
-def _region(number: int, region: Region, dialog: Dialog) -> Iterator[tuple[str, str, str]]:
-    image = dialog.image
-    if image is None:
-        yield "V04", "E", f"region {number} without a picture"
-        return
-    if region.box is not None:
-        x1, y1, x2, y2 = region.box
-        if not (0 <= x1 < x2 <= image.width and 0 <= y1 < y2 <= image.height):
-            yield "V05", "E", f"region {number}: box {region.box} not inside the picture"
-    if region.mask is not None:
-        wide = region.mask.w * image.height
-        if abs(wide - region.mask.h * image.width) > 0.01 * wide:
-            yield "V06", "E", f"region {number}: mask and picture differ in aspect"
-    if region.keypoints and (problem := keypoint_problem(region.keypoints, image)):
-        yield "V08", "E", f"region {number}: {problem}"
-    if region.depth is not None and (problem := _depth_problem(region.depth)):
-        yield "V09", "E", f"region {number}: {problem}"
-
-
-def keypoint_problem(points: Sequence[Sequence[float]], image: MediaRef) -> str | None:
-    """What is wrong with the joints [K, 3] of a person, or None."""
-    if any(len(p) != 3 or not all(map(math.isfinite, p)) for p in points):
-        return "keypoints are not finite x, y, v triples"
-    if any(v not in (0, 1, 2) for _, _, v in points):
-        return "a visibility of the keypoints is not 0, 1 or 2"
-    labelled = [(x, y) for x, y, v in points if v]
-    if not labelled:
-        return "no keypoint is labelled"
-    if any(not (-1 <= x <= image.width + 1 and -1 <= y <= image.height + 1) for x, y in labelled):
-        return f"a labelled keypoint lies outside the {image.width}x{image.height} picture"
-    return None
-
-
-def _depth_problem(depth: Depth) -> str | None:
-    """What is wrong with a depth map as far as the record tells (see also `depths.depth_problem`)."""
-    if depth.kind not in ("metric", "relative"):
-        return f"depth kind {depth.kind!r} is neither metric nor relative"
-    if not (math.isfinite(depth.scale) and depth.scale > 0 and math.isfinite(depth.offset)):
-        return f"depth scale {depth.scale} or offset {depth.offset} is no number to use"
-    return None if depth.path or depth.data else "the depth has neither a file nor bytes"
+    if problem := overflow(dialog):
+        yield "V15", "W", problem
+    if problem := too_long(dialog.turns, dialog.image is not None):
+        # A held-out question is asked whatever the length of its answer.
+        level = "E" if len(dialog.turns) == 1 and is_trained(dialog) else "W"
+        yield "V16", level, problem
 
 
 def _turn(turn: Turn, dialog: Dialog) -> Iterator[tuple[str, str, str]]:
@@ -121,7 +115,24 @@ def _turn(turn: Turn, dialog: Dialog) -> Iterator[tuple[str, str, str]]:
             yield "V13", "E", f"prompt region {prompt.region} does not exist"
         elif not _has_prompt(dialog.regions[prompt.region], prompt.kind):
             yield "V13", "E", f"region {prompt.region} cannot be shown as {prompt.kind.name}"
+    if found := question_problem(turn):
+        yield found[0], "E", found[1]
+    if problem := _unit_problem(turn, dialog.task_id):
+        yield "V12", "E", problem
     yield from _spans(turn, dialog)
+
+
+def _unit_problem(turn: Turn, task_id: str) -> str | None:
+    """An answer without the unit that is asked for; others may stand beside it."""
+    if turn.task_name not in COMMANDS or task_id not in TASKS or not turn.spans:
+        return None
+    asked = {COMMANDS[turn.task_name].unit, TASKS[task_id].unit} - {Unit.NONE}
+    used = {span.unit for span in turn.spans}
+    if used & asked and COMMANDS[turn.task_name].unit is not Unit.NONE:
+        return None
+    names = sorted(unit.text for unit in used)
+    wanted = " or ".join(sorted(unit.text for unit in asked)) or "text alone"
+    return f"spans of {', '.join(names)} answer command {turn.task_name!r}, which asks for {wanted}"
 
 
 def _has_prompt(region: Region, kind: PromptKind) -> bool:
@@ -136,6 +147,9 @@ def _spans(turn: Turn, dialog: Dialog) -> Iterator[tuple[str, str, str]]:
     for span in turn.spans:
         yield from _targets(span, dialog)
     spans = [TextSpan(s.start, s.end, s.unit, len(s.targets)) for s in turn.spans]
+    if problem := phrase_problem(turn):
+        yield "V11", "E", problem
+        return
     try:
         for value in (turn.literal.replace("[VPT]", ""), *turn.slots.values()):
             check_free_text(value, "question")

@@ -43,6 +43,20 @@ def decode(
     Raises:
       ValueError: not a single-channel 16-bit PNG, a damaged one, or one of another size.
     """
+    samples = decode_samples(data, width, height)
+    values = samples * scale + offset
+    return np.where(samples == invalid, np.nan, values).astype(np.float32)
+
+
+def encode_samples(samples: np.ndarray) -> bytes:
+    """A PNG of 16-bit samples [H, W] as they are."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(samples, np.uint16)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def decode_samples(data: bytes, width: int, height: int) -> np.ndarray:
+    """int64[height, width] samples of a PNG; raises ValueError as `decode` does."""
     try:
         picture = Image.open(io.BytesIO(data))
         mode, size = picture.mode, picture.size
@@ -53,8 +67,6 @@ def decode(
     if size != (width, height):
         raise ValueError(f"{size[0]} x {size[1]} pixels, the picture has {width} x {height}")
     try:
-        samples = np.asarray(picture).astype(np.int64)
+        return np.asarray(picture).astype(np.int64)
     except Exception as error:
         raise ValueError(f"damaged or cut PNG ({error})") from error
-    values = samples * scale + offset
-    return np.where(samples == invalid, np.nan, values).astype(np.float32)

@@ -26,8 +26,7 @@ def regions(
     for place, item in enumerate(read_list(path)):
         annotations: list[dict[str, Any]] = []
         with drops.guard(f"{path}, item {place}"):
-            (annotations,) = need(item, "anns")
-            annotations = list(annotations)
+            annotations = list(need(item, "anns")[0])
         for annotation in annotations:
             found: list[Dialog] = []
             with drops.guard(f"{path}, annotation {_number(annotation, place)}"):

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.records import Dialog, MediaRef, Prompt, PromptKind, Region, Span, Turn
+from data_pipelines.region_rules import keypoint_problem
 from data_pipelines.sources.base import Drops, RecordError, need, read_json, region
 from data_pipelines.sources.coco import by_image, category_names, media, phrase_list, where_of
 from data_pipelines.sources.interactive import prompt_kinds
 from data_pipelines.tasks import TASKS
-from data_pipelines.validate import keypoint_problem
 
 
 def people(path: Path, split: str, folder: str, drops: Drops) -> Iterator[Dialog]:

@@ -43,6 +43,11 @@ def sentences(bank: str, register: str = "ref") -> tuple[str, ...]:
     return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
+def slots_of(sentence: str) -> list[str]:
+    """Names of the slots of a template, in order."""
+    return _SLOT.findall(sentence)
+
+
 def render(
     bank: str,
     slots: Mapping[str, str],

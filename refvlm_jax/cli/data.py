@@ -40,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--limit", type=int, default=3, help="records")
     inspect.add_argument("--html", type=Path, help="page to write: pictures, regions, tokens")
     inspect.add_argument("--tokenizer", help="tokenizer folder; the bundled one by default")
+    export = commands.add_parser("export-tfds", help="copy datasets for TensorFlow Datasets")
+    export.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="built datasets")
+    export.add_argument("out", type=Path, metavar="OUT", help="data_dir of TFDS")
+    export.add_argument("--pictures", action="store_true", help="copy the encoded pictures too")
     tasks = commands.add_parser("tasks", help="list the task types and where they come from")
     tasks.add_argument("--built", type=Path, help="a built dataset, to count its dialogues")
 
@@ -53,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         "doctor": _doctor,
         "inspect": _inspect,
         "tasks": _tasks,
+        "export-tfds": _export_tfds,
     }
     return commands[args.data_command](args)
 
@@ -120,6 +125,13 @@ def _tasks(args: argparse.Namespace) -> int:
     # A list that is read by another program keeps a line a task.
     console = console if console.is_terminal else Console(width=400)
     console.print(as_table(task_rows(args.built)))
+    return 0
+
+
+def _export_tfds(args: argparse.Namespace) -> int:
+    from data_pipelines.tfds_export import export_tfds
+
+    print(export_tfds(args.dirs, args.out, pictures=args.pictures))
     return 0
 
 

@@ -26,6 +26,7 @@ def encode_options(config: RunConfig, **changes: object) -> EncodeOptions:
         plan=config.data.plan_block,
         shared_picture=config.data.shared_picture,
         templates=config.data.templates,
+        augment=config.data.augment,
     )
     return replace(options, **changes)  # type: ignore[arg-type]
 

@@ -8,11 +8,14 @@ from typing import Any
 
 from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.model import RefVLMConfig
-from refvlm_jax.config.schema import MeshConfig, OptimConfig, RunConfig
+from refvlm_jax.config.schema import AugmentConfig, MeshConfig, OptimConfig, RunConfig
 
 # Integer or float fields that may be zero but not negative; every other number must be positive.
 _MAY_BE_ZERO = {
     "attention_block",
+    "flip",
+    "colour",
+    "hue",
     "global_layers",
     "phrase_ids",
     "images",
@@ -71,6 +74,7 @@ def check(config: RunConfig) -> None:
     _check_masks(config.model)
     _check_batch(config)
     _check_opening(config)
+    _check_augment(config.data.augment)
     for pattern in config.train.keep_float32:
         _check_pattern("train.keep_float32", pattern)
 
@@ -254,6 +258,20 @@ def _decoders(model: RefVLMConfig) -> dict[str, Any]:
         "depth": model.depth,
     }  # fmt: skip
     return {name: unit for name, unit in found.items() if unit is not None}
+
+
+def _check_augment(augment: AugmentConfig) -> None:
+    low, high = augment.scale
+    if not 0.1 <= low <= high <= 10:
+        raise ConfigError(
+            f"data.augment.scale = {augment.scale} is no range of factors; give least and greatest, "
+            "between 0.1 and 10"
+        )
+    for name, most in (("flip", 1.0), ("colour", 0.9), ("hue", 0.5)):
+        if getattr(augment, name) > most:
+            raise ConfigError(
+                f"data.augment.{name} = {getattr(augment, name)} is above {most}; lower it"
+            )
 
 
 def _check_batch(config: RunConfig) -> None:

@@ -8,6 +8,29 @@ from refvlm_jax.config.model import RefVLMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How pictures of training rows, and all regions with them, are changed at random; off as it stands.
+
+    Changes that would make a dialogue's words wrong are left out.
+    """
+
+    flip: float = 0.0
+    """Chance of a picture to be mirrored."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Least and greatest factor by which things grow: above 1 the borders are cut off, as far as nothing
+    is lost that is referred to; below 1 the picture is padded."""
+    colour: float = 0.0
+    """Brightness, contrast and saturation change by a factor of up to 1 plus or minus this."""
+    hue: float = 0.0
+    """Hues turn by up to this share of the colour circle."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is ever changed."""
+        return self != AugmentConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which built dataset a run reads and the static sizes of its batches."""
 
@@ -59,6 +82,8 @@ class DataConfig:
     """Steps at the start of a run that draw by `opening_weights` instead of `weights`."""
     opening_weights: Mapping[str, float] = field(default_factory=dict)
     """As `weights`, for the opening: a first stage without a run of its own."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Changes of pictures and regions in training; evaluation has none."""
     seed: int = 0
     """Seed of the global sample order."""
 

@@ -61,10 +61,11 @@ def _check_span(text: str, span: TextSpan, where: str) -> None:
         raise ValueError(f"{where}: unit {span.unit!r} decodes to nothing; use box, mask, ...")
     if span.count < 1:
         raise ValueError(f"{where}: {span.count} references; a phrase needs at least one target")
-    _check_phrase(text[span.start : span.end], where)
+    check_phrase(text[span.start : span.end], where)
 
 
-def _check_phrase(phrase: str, where: str) -> None:
+def check_phrase(phrase: str, where: str) -> None:
+    """Raises ValueError when a phrase is blank or too long, or no plan line can carry it."""
     if not phrase.strip():
         raise ValueError(f"{where}: the phrase is blank")
     if len(phrase) > MAX_PHRASE:
