@@ -7,7 +7,7 @@ s * B + h * B / H + j, and everything random about a row is keyed by (seed, glob
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -16,8 +16,11 @@ import numpy as np
 from absl import flags
 
 from data_pipelines.encode import EncodeOptions, Row, encode_row
+from data_pipelines.join import join_rows, within
+from data_pipelines.pack import PackedPlan
 from data_pipelines.permute import mix
 from data_pipelines.plan import Plan
+from data_pipelines.records import Dialog
 from data_pipelines.shards import DialogStore
 from data_pipelines.squares import SquareReader
 from data_pipelines.tokenizer import Tokenizer
@@ -76,7 +79,7 @@ class RowReport:
     """What happened while a row was made."""
 
     drops: list[str] = field(default_factory=list)
-    """Why earlier candidates could not be used."""
+    """Why items that the row should have held could not be used."""
     counts: Counter[str] = field(default_factory=Counter)
     """What was cut off, see `encode.encode_row`."""
 
@@ -86,7 +89,7 @@ class RowSource:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Plan | PackedPlan,
         store: DialogStore,
         tokenizer: Tokenizer,
         image_root: Path,
@@ -114,32 +117,51 @@ class RowSource:
         """
         report = RowReport()
         for attempt in range(_ATTEMPTS):
-            candidate = row if not attempt else self._replacement(row, attempt)
-            counts: Counter[str] = Counter()
-            try:
-                arrays = self._encode(candidate, counts)
-            except ValueError as error:  # ImageError, EncodeError, ShardError name the culprit
-                report.drops.append(str(error))
-                continue
-            arrays["sample_id"] = np.asarray(row % _SAMPLE_IDS, np.int32)
-            report.counts = counts
-            return arrays, report
+            items = [self._replacement(row, attempt)] if attempt else self._plan.items(row)
+            parts = [part for item in items if (part := self._usable(item, report))]
+            if parts:
+                arrays = parts[0] if len(parts) == 1 else join_rows(parts, self._options.spec)
+                arrays["sample_id"] = np.asarray(row % _SAMPLE_IDS, np.int32)
+                return arrays, report
         raise LoaderError(
             f"row {row}: none of {_ATTEMPTS} candidates can be used, the last one because "
             f"{report.drops[-1]}"
         )
 
-    def _encode(self, row: int, counts: Counter[str]) -> Row:
-        dialogs = [self._store[record] for record in self._plan.rows(row)]
-        rng = np.random.default_rng([self._config.seed, row])
+    def _usable(self, item: int, report: RowReport) -> Row | None:
+        """The arrays of an item; None, and the reason in `report`, when it cannot be used."""
+        counts: Counter[str] = Counter()
+        try:
+            row = self._fitted(item, counts)
+        except ValueError as error:  # ImageError, EncodeError, ShardError name the culprit
+            report.drops.append(str(error))
+            return None
+        report.counts.update(counts)
+        return row
+
+    def _fitted(self, item: int, counts: Counter[str]) -> Row:
+        """The arrays of an item within the room it was given."""
+        dialogs = [self._store[record] for record in self._plan.rows(item)]
+        rng = np.random.default_rng([self._config.seed, item])
+        row = self._encode(dialogs, self._options, rng, counts)
+        room = self._plan.room(item)
+        if room is None or within(row, room):
+            return row
+        # Rarely, the template that has most characters has not most tokens: ask with that one,
+        # for which room was kept.
+        counts.clear()
+        return self._encode(dialogs, replace(self._options, longest_template=True), None, counts)
+
+    def _encode(
+        self,
+        dialogs: list[Dialog],
+        options: EncodeOptions,
+        rng: np.random.Generator | None,
+        counts: Counter[str],
+    ) -> Row:
+        root, words = self._squares.root, self._tokenizer
         return encode_row(
-            dialogs,
-            self._squares.root,
-            self._tokenizer,
-            self._options,
-            rng,
-            squares=self._squares,
-            counts=counts,
+            dialogs, root, words, options, rng, squares=self._squares, counts=counts
         )
 
     def _replacement(self, row: int, attempt: int) -> int:
@@ -194,7 +216,7 @@ class Loader(Iterator[Batch]):
 
 
 def make_loader(
-    plan: Plan,
+    plan: Plan | PackedPlan,
     store: DialogStore,
     tokenizer: Tokenizer,
     image_root: Path,

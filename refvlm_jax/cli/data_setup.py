@@ -8,7 +8,8 @@ import jax
 
 from data_pipelines.encode import EncodeOptions
 from data_pipelines.loader import Loader, LoaderConfig, make_loader
-from data_pipelines.plan import build_plan
+from data_pipelines.pack import PackedPlan, pack_plan
+from data_pipelines.plan import Plan, build_plan
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from refvlm_jax.cli.run import batch_spec
@@ -53,19 +54,30 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
+def plan_of(
+    config: RunConfig, store: DialogStore, tokenizer: Tokenizer, workers: int = 0
+) -> Plan | PackedPlan:
+    """The stream of rows of a run; `workers` processes measure records for packing."""
+    data, adapter = config.data, config.model.adapter
+    plan = build_plan(store, weights=data.weights, merge=data.merge, seed=data.seed)
+    if not data.pack:
+        return plan
+    groups = adapter.groups if adapter else None
+    options = encode_options(config)
+    return pack_plan(plan, store, tokenizer, options, groups=groups, workers=workers)
+
+
 def train_batches(config: RunConfig, start_step: int) -> Loader:
     """This process's rows of every global batch from `start_step` on."""
     root = Path(config.data.path)
     store = DialogStore(root)
-    plan = build_plan(
-        store, weights=config.data.weights, merge=config.data.merge, seed=config.data.seed
-    )
+    tokenizer, options = tokenizer_of(config), encode_options(config)
     return make_loader(
-        plan,
+        plan_of(config, store, tokenizer),
         store,
-        tokenizer_of(config),
+        tokenizer,
         Path(read_manifest(root)["image_root"]),
-        encode_options(config),
+        options,
         LoaderConfig(
             batch_size=config.data.batch_size,
             seed=config.data.seed,

@@ -53,6 +53,10 @@ class DataConfig:
     shared_picture: bool = False
     """Merged dialogues share the picture but do not see each other; otherwise they are turns of one
     conversation, which tells later ones what earlier ones said about the picture."""
+    pack: bool = False
+    """Rows are filled with as many conversations as fit, with a picture each (up to `images`), which
+    see nothing of each other. The sizes of all records are measured on first use, or beforehand by
+    `refvlm data pack-plan`."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Task id -> sampling weight; empty samples tasks by their record counts."""
     seed: int = 0
