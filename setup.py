@@ -49,6 +49,7 @@ setup(
     packages=find_packages(include=["refvlm_jax*", "data_pipelines*", "configs*"]),
     package_data={
         "data_pipelines": ["assets/**/*", "templates/*.txt", "recipes/*.toml"],
+        "configs": ["mixtures/*.toml"],
         "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2"],
     },
     install_requires=REQUIRES,

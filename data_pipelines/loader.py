@@ -17,6 +17,7 @@ from absl import flags
 
 from data_pipelines.encode import EncodeOptions, Row, encode_row
 from data_pipelines.join import join_rows, within
+from data_pipelines.joined import JoinedStore
 from data_pipelines.pack import PackedPlan
 from data_pipelines.permute import mix
 from data_pipelines.plan import Plan
@@ -90,7 +91,7 @@ class RowSource:
     def __init__(
         self,
         plan: Plan | PackedPlan,
-        store: DialogStore,
+        store: DialogStore | JoinedStore,
         tokenizer: Tokenizer,
         image_root: Path,
         options: EncodeOptions,
@@ -217,7 +218,7 @@ class Loader(Iterator[Batch]):
 
 def make_loader(
     plan: Plan | PackedPlan,
-    store: DialogStore,
+    store: DialogStore | JoinedStore,
     tokenizer: Tokenizer,
     image_root: Path,
     options: EncodeOptions,

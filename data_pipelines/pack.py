@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from data_pipelines.joined import JoinedStore
 from data_pipelines.options import EncodeOptions
 from data_pipelines.pack_sizes import item_sizes, load_sizes, save_array, sizes_path
 from data_pipelines.plan import Plan
@@ -188,14 +189,14 @@ class PackedPlan:
     def _key(self) -> str:
         """Tells streams with other rows apart."""
         plan = self.plan
-        what = [plan.seed, plan.merge, plan.pools, plan.shares, self.limits, self.window]
+        what = [plan.seed, plan.merge, plan.pools, plan.shares, plan.portions, plan.keys, self.limits, self.window]
         weight = plan.weight.tobytes().hex()
         return hashlib.sha256(f"{what} {weight}".encode()).hexdigest()[:16]
 
 
 def pack_plan(
     plan: Plan,
-    store: DialogStore,
+    store: DialogStore | JoinedStore,
     tokenizer: Tokenizer,
     options: EncodeOptions,
     *,

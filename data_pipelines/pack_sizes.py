@@ -19,6 +19,7 @@ from jaxtyping import Int, UInt16
 
 from data_pipelines import templates
 from data_pipelines.catalog import catalog_key
+from data_pipelines.joined import JoinedStore
 from data_pipelines.options import EncodeOptions
 from data_pipelines.records import Dialog
 from data_pipelines.shards import DialogStore, ShardError
@@ -60,7 +61,7 @@ def measure(dialog: Dialog, encoder: TurnEncoder) -> list[int]:
 
 
 def load_sizes(
-    store: DialogStore, tokenizer: Tokenizer, options: EncodeOptions, *, workers: int = 0
+    store: DialogStore | JoinedStore, tokenizer: Tokenizer, options: EncodeOptions, *, workers: int = 0
 ) -> UInt16[np.ndarray, "n columns"]:
     """Sizes of all records, `COLUMNS` each, mapped from `sizes_path`; measured on first use.
 
@@ -88,7 +89,7 @@ def load_sizes(
     return _mapped(path, len(store))
 
 
-def sizes_path(store: DialogStore, tokenizer: Tokenizer, options: EncodeOptions) -> Path:
+def sizes_path(store: DialogStore | JoinedStore, tokenizer: Tokenizer, options: EncodeOptions) -> Path:
     """Where the sizes are kept: another name for any other content, tokenizer or rendering."""
     spec = options.spec
     rendering = [
@@ -138,7 +139,7 @@ def _mapped(path: Path, records: int) -> np.ndarray:
 
 
 def _measured(
-    store: DialogStore, tokenizer: Tokenizer, options: EncodeOptions, workers: int
+    store: DialogStore | JoinedStore, tokenizer: Tokenizer, options: EncodeOptions, workers: int
 ) -> np.ndarray:
     parts = [range(k, min(k + _CHUNK, len(store))) for k in range(0, len(store), _CHUNK)]
     if not parts:
@@ -153,7 +154,7 @@ def _measured(
 _worker: dict[str, Any] = {}
 
 
-def _start(store: DialogStore, encoder: TurnEncoder) -> None:
+def _start(store: DialogStore | JoinedStore, encoder: TurnEncoder) -> None:
     _worker.update(store=store, encoder=encoder)
 
 
@@ -161,7 +162,7 @@ def _measure_own(part: range) -> np.ndarray:
     return _measure_part(_worker["store"], _worker["encoder"], part)
 
 
-def _measure_part(store: DialogStore, encoder: TurnEncoder, part: range) -> np.ndarray:
+def _measure_part(store: DialogStore | JoinedStore, encoder: TurnEncoder, part: range) -> np.ndarray:
     sizes = np.zeros((len(part), len(COLUMNS)), np.uint16)
     for place, record in enumerate(part):
         dialog = store[record]

@@ -4,7 +4,7 @@ No state, no lists of the whole stream: any host can compute any row, whatever t
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from data_pipelines.catalog import Catalog
 from data_pipelines.index import NOT_TRAINABLE, Index, load_index
-from data_pipelines.permute import mix, permuted, permuted_many
+from data_pipelines.joined import JoinedStore
+from data_pipelines.permute import mix, permuted_many
 from data_pipelines.shards import DialogStore
 
 _LOG = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ class Plan:
     """Task of each pool; empty for the single pool of everything."""
     shares: tuple[int, ...]
     """Anchors of each pool in a block of rows."""
+    portions: tuple[int, ...] = ()
+    """Records of each pool that are ever drawn; empty for all."""
+    keys: tuple[int, ...] = ()
+    """Key of the permutation whose first elements are the portion of each pool."""
     weight: np.ndarray
     """float64[256] by `Index.task`: chance of a record to be taken along, relative to others."""
 
@@ -63,10 +68,7 @@ class Plan:
         schedule, rank = _block_schedule(self.seed, block, self.shares)
         pool = int(schedule[offset])
         position = block * self.shares[pool] + int(rank[offset])
-        records = self._records(pool)
-        epoch, place = divmod(position, len(records))
-        key = mix(self.seed, _SHUFFLE, pool, epoch)
-        return int(records[permuted(place, len(records), key)])
+        return int(self._drawn(pool, np.array([position]))[0])
 
     def batch(self, start: int, count: int) -> list[list[int]]:
         """`rows` of the indices from `start` on, faster than one by one."""
@@ -89,12 +91,15 @@ class Plan:
     def _drawn(self, pool: int, position: np.ndarray) -> np.ndarray:
         """Records at positions of a pool's stream."""
         records = self._records(pool)
-        epoch, place = position // len(records), position % len(records)
+        size = self.portions[pool] if self.portions else len(records)
+        epoch, place = position // size, position % size
         result = np.empty(len(position), np.int64)
         for number in np.unique(epoch).tolist():
             own = epoch == number
             key = mix(self.seed, _SHUFFLE, pool, number)
-            found = permuted_many(place[own], len(records), key)
+            found = permuted_many(place[own], size, key)
+            if size < len(records):
+                found = permuted_many(found, len(records), self.keys[pool])
             result[own] = found if isinstance(records, range) else records[found]
         return result
 
@@ -127,7 +132,7 @@ def _block_schedule(
 
 
 def build_plan(
-    store: DialogStore,
+    store: DialogStore | JoinedStore,
     *,
     weights: Mapping[str, float] | None = None,
     merge: int = 1,
@@ -170,7 +175,7 @@ def plan_index(index: Index, *, weights: Mapping[str, float], merge: int, seed: 
             weight[index.tasks.index(task)] = part / len(index.pool(task))
     if not records:
         raise ValueError("no dialogue to sample: the dataset is empty or all weights are zero")
-    shares = _block_shares(share)
+    shares = block_shares(share)
     return Plan(seed=seed, merge=merge, index=index, pools=pools, shares=shares, weight=weight)
 
 
@@ -189,7 +194,7 @@ def _pools(index: Index, weights: Mapping[str, float]) -> tuple[tuple[str, ...],
     return tuple(pools), tuple(share)
 
 
-def _block_shares(share: tuple[float, ...]) -> tuple[int, ...]:
+def block_shares(share: Sequence[float]) -> tuple[int, ...]:
     """Rows of a block for each pool: rounded, but at least one."""
     total = sum(share)
     return tuple(max(1, round(_BLOCK * part / total)) for part in share)

@@ -40,6 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--limit", type=int, default=3, help="records")
     inspect.add_argument("--html", type=Path, help="page to write: pictures, regions, tokens")
     inspect.add_argument("--tokenizer", help="tokenizer folder; the bundled one by default")
+    mixture = commands.add_parser("mixture", help="what a mixture makes of built datasets")
+    mixture.add_argument("mixture", type=Path, help="a file such as those of configs/mixtures")
+    mixture.add_argument("--built", type=Path, nargs="+", required=True, metavar="DIR")
+    mixture.add_argument("--rows", type=int, default=16384, help="rows that are counted")
+    mixture.add_argument("--seed", type=int, default=0)
+    mixture.add_argument("--out", type=Path, help="JSON file to write: counts and permutations")
+    pack = commands.add_parser("pack-plan", help="measure records for packing, beside the shards")
+    pack.add_argument("dir", type=Path, help="a built dataset")
+    pack.add_argument("--config", required=True, help="the recipe that will train on it")
+    pack.add_argument("--workers", type=int, default=2, help="processes")
+    pack.add_argument("--windows", type=int, default=16, help="windows that are packed to report")
+    pack.add_argument("overrides", nargs="*", help="dotted.field=value")
     tasks = commands.add_parser("tasks", help="list the task types and where they come from")
     tasks.add_argument("--built", type=Path, help="a built dataset, to count its dialogues")
 
@@ -53,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         "doctor": _doctor,
         "inspect": _inspect,
         "tasks": _tasks,
+        "mixture": _mixture,
+        "pack-plan": _pack_plan,
     }
     return commands[args.data_command](args)
 
@@ -120,6 +134,55 @@ def _tasks(args: argparse.Namespace) -> int:
     # A list that is read by another program keeps a line a task.
     console = console if console.is_terminal else Console(width=400)
     console.print(as_table(task_rows(args.built)))
+    return 0
+
+
+def _mixture(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from data_pipelines.index import load_index
+    from data_pipelines.joined import JoinedStore
+    from data_pipelines.mixture import (
+        ingredients,
+        load_mixture,
+        mixture_plan,
+        realised,
+        save_manifest,
+    )
+
+    mixture, store = load_mixture(args.mixture), JoinedStore(args.built)
+    found = ingredients(mixture, load_index(store, by_source=True))
+    counts = realised(mixture_plan(store, mixture, seed=args.seed), args.rows)
+    title = f"{mixture.name}: {mixture.about}"
+    table = Table("source/task", "records", "kept", "wanted", "realised", title=title)
+    for one in found:
+        share = counts.get(one.label, 0) / sum(counts.values())
+        table.add_row(
+            one.label, str(one.records), str(one.kept), f"{one.share:.4f}", f"{share:.4f}"
+        )
+    Console(width=None).print(table)
+    if args.out:
+        save_manifest(args.out, mixture, found)
+        print(args.out)
+    return 0
+
+
+def _pack_plan(args: argparse.Namespace) -> int:
+    import time
+
+    from data_pipelines.pack import PackedPlan
+    from data_pipelines.pack_report import report_packing
+    from refvlm_jax.cli.data_setup import plan_of, store_of, tokenizer_of
+    from refvlm_jax.config.resolve import load_config
+
+    settings = [f"data.path={args.dir}", "data.pack=True", *args.overrides]
+    config = load_config(args.config, settings)
+    store, start = store_of(config.data), time.perf_counter()
+    plan = plan_of(config, store, tokenizer_of(config), args.workers)
+    assert isinstance(plan, PackedPlan)
+    print(f"{len(store)} records measured in {time.perf_counter() - start:.1f} s")
+    print(report_packing(plan, args.windows))
     return 0
 
 

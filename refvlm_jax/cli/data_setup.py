@@ -7,7 +7,9 @@ from pathlib import Path
 import jax
 
 from data_pipelines.encode import EncodeOptions
+from data_pipelines.joined import JoinedStore
 from data_pipelines.loader import Loader, LoaderConfig, make_loader
+from data_pipelines.mixture import load_mixture, mixture_plan
 from data_pipelines.pack import PackedPlan, pack_plan
 from data_pipelines.plan import Plan, build_plan
 from data_pipelines.shards import DialogStore, read_manifest
@@ -54,12 +56,22 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
+def store_of(config: DataConfig) -> DialogStore | JoinedStore:
+    """The records a run trains on."""
+    first, more = Path(config.path), [Path(path) for path in config.more_paths]
+    return JoinedStore([first, *more]) if more else DialogStore(first)
+
+
 def plan_of(
-    config: RunConfig, store: DialogStore, tokenizer: Tokenizer, workers: int = 0
+    config: RunConfig, store: DialogStore | JoinedStore, tokenizer: Tokenizer, workers: int = 0
 ) -> Plan | PackedPlan:
     """The stream of rows of a run; `workers` processes measure records for packing."""
     data, adapter = config.data, config.model.adapter
-    plan = build_plan(store, weights=data.weights, merge=data.merge, seed=data.seed)
+    if data.mixture:
+        mixture = load_mixture(Path(data.mixture))
+        plan = mixture_plan(store, mixture, merge=data.merge, seed=data.seed)
+    else:
+        plan = build_plan(store, weights=data.weights, merge=data.merge, seed=data.seed)
     if not data.pack:
         return plan
     groups = adapter.groups if adapter else None
@@ -69,14 +81,14 @@ def plan_of(
 
 def train_batches(config: RunConfig, start_step: int) -> Loader:
     """This process's rows of every global batch from `start_step` on."""
-    root = Path(config.data.path)
-    store = DialogStore(root)
+    store = store_of(config.data)
     tokenizer, options = tokenizer_of(config), encode_options(config)
     return make_loader(
         plan_of(config, store, tokenizer),
         store,
         tokenizer,
-        Path(read_manifest(root)["image_root"]),
+        # Paths of several datasets are absolute, and then the root has no say.
+        Path(read_manifest(Path(config.data.path))["image_root"]),
         options,
         LoaderConfig(
             batch_size=config.data.batch_size,
@@ -92,10 +104,9 @@ def train_batches(config: RunConfig, start_step: int) -> Loader:
 
 def check_data(config: DataConfig) -> None:
     """ValueError when the data folder of a run is missing."""
-    if not (Path(config.path) / "manifest.json").is_file():
-        raise ValueError(
-            f"data.path={config.path!r} holds no manifest.json; run `refvlm data build`"
-        )
+    for name, path in (("path", config.path), *(("more_paths", p) for p in config.more_paths)):
+        if not (Path(path) / "manifest.json").is_file():
+            raise ValueError(f"data.{name}={path!r} holds no manifest.json; run `refvlm data build`")
 
 
 def majority_answer(data: Path) -> str:

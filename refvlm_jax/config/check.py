@@ -252,6 +252,8 @@ def _check_batch(config: RunConfig) -> None:
                 f"data.shared_picture needs model.{name}.mask_padding_queries = True: empty query "
                 "slots that take part would carry what one dialogue says to the others"
             )
+    if config.data.mixture and config.data.weights:
+        raise ConfigError("data.mixture and data.weights both say what is sampled; set one of them")
     replica, fsdp, seq, _ = config.mesh.shape
     parts = config.train.accumulate
     _divides("train.accumulate", parts, "data.batch_size", config.data.batch_size)

@@ -13,6 +13,10 @@ class DataConfig:
 
     path: str = ""
     """Folder of a built dataset (record shards and manifest); often given on the command line."""
+    more_paths: tuple[str, ...] = ()
+    """Folders of further built datasets that are mixed in."""
+    mixture: str = ""
+    """Mixture file (`configs/mixtures`): weights by source and task, in the place of `weights`."""
     eval_paths: Mapping[str, str] = field(default_factory=dict)
     """Split name -> folder of a built dataset that is only evaluated on."""
     tokenizer: str | None = None

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_dialogs import SPEC, dialog, random_dialog, text_turn, tokenizer, write_picture
 
-from data_pipelines import records, shards
+from data_pipelines import pack_sizes, records, shards
 from data_pipelines.catalog import Catalog
 from data_pipelines.encode import EncodeOptions
 from data_pipelines.join import join_rows, room_of
-from data_pipelines.loader import LoaderConfig, make_loader
+from data_pipelines.loader import LoaderConfig, RowReport, RowSource, make_loader
+from data_pipelines.options import EncodeError
 from data_pipelines.pack import PackedPlan, best_fit, pack_plan, row_limits
 from data_pipelines.pack_sizes import COLUMNS, KINDS, item_sizes, load_sizes, sizes_path
 from data_pipelines.permute import permuted, permuted_many
@@ -44,7 +45,7 @@ def world(tmp_path_factory):
             turn = text_turn("red " * rng.randint(1, 90))
             made.append(dialog([turn], uid, image=None, regions=[], task_id="T01"))
         elif k % 6 == 1:
-            turn = Turn(task_name="caption", bank="caption", answer="a dog " * rng.randint(1, 9))
+            turn = Turn(task_name="vqa", bank="image_cap", answer="a dog " * rng.randint(1, 9))
             made.append(dialog([turn], uid, image=picture(k), task_id="T01"))
         else:
             made.append(replace(random_dialog(rng), uid=uid, image=picture(k)))
@@ -73,6 +74,11 @@ def setup(world, spec=WIDE, merge=1, window=16, folder=None, weights=None, **opt
 def loader(world, packed, store, options, **config):
     config = LoaderConfig(**{"batch_size": 24, "seed": 3, "threads": 2, **config})
     return make_loader(packed, store, world[1], world[0] / "images", options, config)
+
+
+def source(world, packed, store, options):
+    config = LoaderConfig(batch_size=1)
+    return RowSource(packed, store, world[1], world[0] / "images", options, config)
 
 
 def take(world, count, *, seen=None, **settings):
@@ -137,19 +143,14 @@ def test_a_batch_of_items_is_those_items(weights):
 def test_measured_room_is_what_rows_use(world, merge, shared):
     """Nothing of an item is larger than planned, and without drawn templates all is as planned."""
     packed, store, options = setup(world, merge=merge, shared_picture=shared)
-    opened = loader(world, packed, store, options)
-    source = opened._batches  # noqa: F841  (keeps the reading threads)
-    from data_pipelines.loader import RowReport, RowSource
-
-    rows = RowSource(packed, store, world[1], world[0] / "images", options, LoaderConfig(batch_size=1))
-    exact = 0
+    rows, exact = source(world, packed, store, options), 0
     for item in range(90):
-        row, report = rows._usable(item, RowReport()), RowReport()
-        assert row is not None and not report.drops
+        report = RowReport()
+        row = rows._usable(item, report)
+        assert row is not None, report.drops
         room, used = packed.room(item), room_of(row)
         assert all(have <= most for have, most in zip(used, room, strict=True)), (used, room)
         exact += used == room
-    opened.close()
     assert exact > 45
 
 
@@ -247,8 +248,6 @@ def test_sizes_are_kept_by_what_they_depend_on(world):
 
 @pytest.mark.multiprocess
 def test_workers_measure_the_same(world, monkeypatch):
-    from data_pipelines import pack_sizes
-
     _, store, options = setup(world)
     monkeypatch.setattr(pack_sizes, "_CHUNK", 20)
     found = pack_sizes._measured(store, world[1], options, 2)
@@ -257,10 +256,7 @@ def test_workers_measure_the_same(world, monkeypatch):
 
 def test_an_unusable_member_leaves_the_others_in_their_row(world, monkeypatch):
     packed, store, options = setup(world)
-    from data_pipelines.loader import RowReport, RowSource
-    from data_pipelines.options import EncodeError
-
-    rows = RowSource(packed, store, world[1], world[0] / "images", options, LoaderConfig(batch_size=1))
+    rows = source(world, packed, store, options)
     row = next(k for k in range(50) if len(packed.items(k)) == 3)
     whole, _ = rows.make(row)
     bad, real = packed.items(row)[1], rows._fitted
@@ -282,9 +278,7 @@ def test_an_unusable_member_leaves_the_others_in_their_row(world, monkeypatch):
 
 def test_rows_that_do_not_fit_are_not_joined(world):
     packed, store, options = setup(world)
-    from data_pipelines.loader import RowReport, RowSource
-
-    rows = RowSource(packed, store, world[1], world[0] / "images", options, LoaderConfig(batch_size=1))
+    rows = source(world, packed, store, options)
     part = rows._usable(0, RowReport())
     with pytest.raises(ValueError, match="pack fewer"):
         join_rows([part] * 40, options.spec)
