@@ -39,6 +39,10 @@ DEV = [
     "types-PyYAML",
 ]
 
+JPEG = [
+    "simplejpeg>=1.8,<2",  # faster decoding of JPEG pictures (data.jpeg)
+]
+
 setup(
     name="refvlm_jax",
     version="0.1.0",
@@ -53,6 +57,6 @@ setup(
         "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2"],
     },
     install_requires=REQUIRES,
-    extras_require={"dev": DEV, "tpu": ["jax[tpu]"], "gpu": ["jax[cuda12]"]},
+    extras_require={"dev": DEV, "jpeg": JPEG, "tpu": ["jax[tpu]"], "gpu": ["jax[cuda12]"]},
     entry_points={"console_scripts": ["refvlm=refvlm_jax.cli.main:main"]},
 )

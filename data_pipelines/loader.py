@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from data_pipelines.encode import EncodeOptions, Row, encode_row
+from data_pipelines.images import Decoding
 from data_pipelines.join import join_rows, within
 from data_pipelines.joined import JoinedStore
 from data_pipelines.pack import PackedPlan
@@ -55,6 +56,8 @@ class LoaderConfig:
     start_step: int = 0
     cache_bytes: int = 256 << 20
     """Memory for decoded pictures in this process, or in each worker."""
+    decoding: Decoding = Decoding()
+    """How pictures are decoded."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batch_size % self.process_count:
@@ -99,7 +102,9 @@ class RowSource:
     ) -> None:
         self._plan, self._store, self._tokenizer = plan, store, tokenizer
         self._options, self._config = options, config
-        self._squares = SquareReader(image_root, options.spec.image_size, config.cache_bytes)
+        self._squares = SquareReader(
+            image_root, options.spec.image_size, config.cache_bytes, config.decoding
+        )
 
     def __len__(self) -> int:
         return _ENDLESS

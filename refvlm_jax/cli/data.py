@@ -3,6 +3,10 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--limit", type=int, default=3, help="records")
     inspect.add_argument("--html", type=Path, help="page to write: pictures, regions, tokens")
     inspect.add_argument("--tokenizer", help="tokenizer folder; the bundled one by default")
+    bench = commands.add_parser("bench", help="how fast the pipeline is, stage by stage")
+    bench.add_argument(
+        "dir", type=Path, nargs="?", help="a built dataset; made-up 640 x 480 photographs without"
+    )
+    bench.add_argument("--samples", type=int, default=200, help="records that are measured")
+    bench.add_argument("--threads", type=int, default=2, help="threads of the loader")
+    bench.add_argument("--size", type=int, default=336, help="side of the square picture")
+    bench.add_argument("--seq-len", type=int, default=2048, help="positions of a row")
+    bench.add_argument("--jpeg", choices=("pillow", "simplejpeg"), default="pillow")
+    bench.add_argument("--scaled", action="store_true", help="decode large JPEGs at a lower size")
+    bench.add_argument("--tokenizer", help="tokenizer folder; the bundled one by default")
+    bench.add_argument(
+        "--index-entries", type=int, default=0, help="also open a made-up index of so many records"
+    )
     mixture = commands.add_parser("mixture", help="what a mixture makes of built datasets")
     mixture.add_argument("mixture", type=Path, help="a file such as those of configs/mixtures")
     mixture.add_argument("--built", type=Path, nargs="+", required=True, metavar="DIR")
@@ -65,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         "doctor": _doctor,
         "inspect": _inspect,
         "tasks": _tasks,
+        "bench": _bench,
         "mixture": _mixture,
         "pack-plan": _pack_plan,
     }
@@ -135,6 +154,66 @@ def _tasks(args: argparse.Namespace) -> int:
     console = console if console.is_terminal else Console(width=400)
     console.print(as_table(task_rows(args.built)))
     return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import tempfile
+
+    from rich.console import Console
+
+    from data_pipelines.bench_data import write_bench_data
+
+    with tempfile.TemporaryDirectory(prefix="refvlm-bench-") as scratch:
+        folder = args.dir or write_bench_data(Path(scratch) / "made", max(1, args.samples // 2))
+        _bench_dataset(folder, args, Console())
+        if args.index_entries:
+            from data_pipelines.bench import measure_index
+
+            opened, drawn = measure_index(Path(scratch) / "index", args.index_entries)
+            print(
+                f"index of {args.index_entries} records: open in {opened:.3f} s, "
+                f"1000 rows drawn in {drawn:.3f} s"
+            )
+    return 0
+
+
+def _bench_dataset(folder: Path, args: argparse.Namespace, console: "Console") -> None:
+    from rich.table import Table
+
+    from data_pipelines.bench import measure_loader, measure_stages, slowest
+    from data_pipelines.encode import EncodeOptions
+    from data_pipelines.images import Decoding
+    from data_pipelines.pack import pack_plan
+    from data_pipelines.pack_report import report_packing
+    from data_pipelines.plan import build_plan
+    from data_pipelines.shards import DialogStore, read_manifest
+    from data_pipelines.tokenizer import load_tokenizer
+    from refvlm_jax.batch import BatchSpec
+
+    store, words = DialogStore(folder), load_tokenizer(args.tokenizer)
+    spec = BatchSpec(
+        seq_len=args.seq_len, images=4, image_size=args.size, image_tokens=(args.size // 14) ** 2,
+        mask_size=args.size, kpt_refs=8, depth_refs=1, depth_size=args.size,
+    )  # fmt: skip
+    options = EncodeOptions(spec=spec)
+    decoding = Decoding(jpeg=args.jpeg, scaled=args.scaled)
+    source = (store, words, Path(read_manifest(folder)["image_root"]), options)
+    stages = measure_stages(*source, samples=args.samples, decoding=decoding)
+    plan = build_plan(store)
+    loader = measure_loader(
+        plan, *source, samples=args.samples, threads=args.threads, decoding=decoding
+    )
+    worst = slowest(stages)
+    table = Table("stage", "samples/s", "images/s", "CPU ms a sample", title=str(folder))
+    for stage in [*stages, loader]:
+        images = f"{stage.images / stage.wall:.0f}" if stage.images and stage.wall else ""
+        rate = f"{stage.samples / stage.wall:.0f}" if stage.wall else ""
+        mark = "  <- slowest" if stage is worst else ""
+        table.add_row(stage.name, rate, images, f"{stage.cpu_ms:.2f}{mark}")
+    console.print(table)
+    print(f"two processors in full: {2000 / loader.cpu_ms:.0f} samples/s")
+    packed = pack_plan(plan, store, words, options)
+    print(report_packing(packed, 4))
 
 
 def _mixture(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from data_pipelines.encode import EncodeOptions
+from data_pipelines.images import Decoding
 from data_pipelines.joined import JoinedStore
 from data_pipelines.loader import Loader, LoaderConfig, make_loader
 from data_pipelines.mixture import load_mixture, mixture_plan
@@ -98,6 +99,7 @@ def train_batches(config: RunConfig, start_step: int) -> Loader:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             start_step=start_step,
+            decoding=Decoding(jpeg=config.data.jpeg, scaled=config.data.scaled_decode),
         ),
     )
 

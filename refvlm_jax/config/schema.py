@@ -45,6 +45,10 @@ class DataConfig:
     """Loader processes; 0 loads in threads of the training process."""
     threads: int = 4
     """Reading threads of a loader process."""
+    jpeg: Literal["pillow", "simplejpeg"] = "pillow"
+    """Decoder of JPEG pictures; simplejpeg (the extra `jpeg`) is a little faster."""
+    scaled_decode: bool = False
+    """Large JPEG pictures are decoded at a half, a quarter or an eighth of their size."""
     register: Literal["ref", "coord"] = "ref"
     """Answer style: `<REF>` tokens for unit decoders, or coordinates written as text."""
     plan_block: bool = True
