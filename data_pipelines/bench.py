@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.encode import EncodeOptions, encode_row
-from data_pipelines.images import Decoding, load_scaled, to_square
+from data_pipelines.images import Decoding, load_scaled, square_of
 from data_pipelines.index import Index
 from data_pipelines.loader import LoaderConfig, make_loader
 from data_pipelines.plan import Plan, plan_index
@@ -64,7 +64,7 @@ def measure_stages(
         calls=len(shown),
     )  # fmt: skip
     _, resize = _timed(
-        "resize and pad", count, len(shown), lambda k: to_square(pictures[k], size),
+        "resize and pad", count, len(shown), lambda k: square_of(pictures[k], size),
         calls=len(shown),
     )  # fmt: skip
     pictures.clear()

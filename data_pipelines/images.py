@@ -56,24 +56,23 @@ class Decoding:
 
 def load_square(media: MediaRef, root: Path, size: int, decoding: Decoding) -> np.ndarray:
     """`to_square` of `load_image`, decoded as asked; raises ImageError as `load_image` does."""
-    if decoding == Decoding():
-        return to_square(load_image(media, root), size)
-    return to_square(load_scaled(media, root, size, decoding), size)
+    return square_of(load_scaled(media, root, size, decoding), size)
 
 
-def load_scaled(media: MediaRef, root: Path, size: int, decoding: Decoding) -> np.ndarray:
+def load_scaled(media: MediaRef, root: Path, size: int, decoding: Decoding) -> Image.Image:
     """`load_image`, but at least `2 size` on the long side where `decoding.scaled` allows."""
     data = media.data if media.data is not None else _read(Path(root) / media.path)
     factor = _factor(media, size) if decoding.scaled else 1
     with _open(data, media.path) as image:
         _check_size(image, media)
         if image.format != "JPEG" or image.mode != "RGB":
-            return np.array(_decode(image, media.path))
+            return _decode(image, media.path)
         shape = (-(-media.height // factor), -(-media.width // factor))
         if decoding.jpeg == "simplejpeg":
-            return _decode_simplejpeg(data, media.path, shape)
-        image.draft("RGB", (shape[1], shape[0]))
-        return np.array(_decode(image, media.path))
+            return Image.fromarray(_decode_simplejpeg(data, media.path, shape))
+        if factor > 1:
+            image.draft("RGB", (shape[1], shape[0]))
+        return _decode(image, media.path)
 
 
 def _factor(media: MediaRef, size: int) -> int:
@@ -110,9 +109,13 @@ def exif_orientation(path: Path) -> int:
 
 def to_square(image: np.ndarray, size: int) -> np.ndarray:
     """uint8[size, size, 3]: the picture centred on a square of `PAD_COLOUR`, then bicubic."""
-    height, width = image.shape[:2]
+    return square_of(Image.fromarray(image), size)
+
+
+def square_of(square: Image.Image, size: int) -> np.ndarray:
+    """`to_square` of a picture of Pillow's."""
+    width, height = square.size
     side = max(width, height)
-    square = Image.fromarray(image)
     if width != height:
         canvas = Image.new("RGB", (side, side), PAD_COLOUR)
         canvas.paste(square, ((side - width) // 2, (side - height) // 2))
