@@ -110,7 +110,9 @@ def _joined(store: JoinedStore) -> Catalog:
     parts = [(part, load_catalog(part)) for part in store.parts]
     tasks = tuple(sorted({task for _, made in parts for task in made.tasks}))
     sources = tuple(sorted({source for _, made in parts for source in made.sources}))
-    column: dict[str, list[np.ndarray]] = {n: [] for n in ("task", "source", "picture", "trainable")}
+    column: dict[str, list[np.ndarray]] = {
+        n: [] for n in ("task", "source", "picture", "trainable")
+    }
     for part, made in parts:
         assert made.source is not None
         salt = np.uint64(hash_text(store.roots[part.folder]))

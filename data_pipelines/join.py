@@ -26,7 +26,9 @@ def room_of(row: Row) -> list[int]:
 def within(row: Row, room: Sequence[int]) -> bool:
     """Whether a row uses no more than `room`. Phrase groups, which rows do not limit, are free."""
     used = room_of(row)
-    return all(have <= most for k, (have, most) in enumerate(zip(used, room, strict=True)) if k != _GROUPS)
+    return all(
+        have <= most for k, (have, most) in enumerate(zip(used, room, strict=True)) if k != _GROUPS
+    )
 
 
 def join_rows(rows: Sequence[Row], spec: BatchSpec) -> Row:
@@ -65,7 +67,9 @@ def _append(
         joined[name][to] = row[name][:length]
     joined["segment_ids"][to] = segment
     index, patches = row["visual_index"][:length], spec.images * spec.image_tokens
-    moved = index + np.where(index < patches, image * spec.image_tokens, prompt * spec.prompt_tokens)
+    moved = index + np.where(
+        index < patches, image * spec.image_tokens, prompt * spec.prompt_tokens
+    )
     joined["visual_index"][to] = np.where(index == TEXT, TEXT, moved)
     for name in ("images", "image_valid", "pixel_box"):
         joined[name][image : image + images] = row[name][:images]

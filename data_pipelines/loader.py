@@ -56,7 +56,7 @@ class LoaderConfig:
     start_step: int = 0
     cache_bytes: int = 256 << 20
     """Memory for decoded pictures in this process, or in each worker."""
-    decoding: Decoding = Decoding()
+    decoding: Decoding = field(default_factory=Decoding)
     """How pictures are decoded."""
 
     def __post_init__(self) -> None:
@@ -166,9 +166,7 @@ class RowSource:
         counts: Counter[str],
     ) -> Row:
         root, words = self._squares.root, self._tokenizer
-        return encode_row(
-            dialogs, root, words, options, rng, squares=self._squares, counts=counts
-        )
+        return encode_row(dialogs, root, words, options, rng, squares=self._squares, counts=counts)
 
     def _replacement(self, row: int, attempt: int) -> int:
         return _REPLACEMENTS + mix(self._config.seed, row, attempt) % _REPLACEMENTS

@@ -35,9 +35,7 @@ _KEPT = 8  # packed windows in memory
 _NO_LIMIT = 1 << 30
 
 
-def best_fit(
-    sizes: Int[np.ndarray, "n kinds"], limits: Sequence[int]
-) -> list[list[int]]:
+def best_fit(sizes: Int[np.ndarray, "n kinds"], limits: Sequence[int]) -> list[list[int]]:
     """Rows of item numbers, every item once, no sum of any kind above its limit.
 
     Longest first, each item goes where it leaves the least room (in the first kind) and fits.
@@ -189,7 +187,16 @@ class PackedPlan:
     def _key(self) -> str:
         """Tells streams with other rows apart."""
         plan = self.plan
-        what = [plan.seed, plan.merge, plan.pools, plan.shares, plan.portions, plan.keys, self.limits, self.window]
+        what = [
+            plan.seed,
+            plan.merge,
+            plan.pools,
+            plan.shares,
+            plan.portions,
+            plan.keys,
+            self.limits,
+            self.window,
+        ]
         weight = plan.weight.tobytes().hex()
         return hashlib.sha256(f"{what} {weight}".encode()).hexdigest()[:16]
 

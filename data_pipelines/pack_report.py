@@ -44,6 +44,4 @@ def report_packing(plan: PackedPlan, windows: int) -> Packing:
         made, sizes = plan.pack_window(window)
         items, rows, tokens = items + len(sizes), rows + len(made), tokens + int(sizes[:, 0].sum())
     seconds = time.perf_counter() - start
-    return Packing(
-        items=items, rows=rows, tokens=tokens, seq_len=plan.limits[0], seconds=seconds
-    )
+    return Packing(items=items, rows=rows, tokens=tokens, seq_len=plan.limits[0], seconds=seconds)

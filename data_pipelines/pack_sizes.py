@@ -61,7 +61,11 @@ def measure(dialog: Dialog, encoder: TurnEncoder) -> list[int]:
 
 
 def load_sizes(
-    store: DialogStore | JoinedStore, tokenizer: Tokenizer, options: EncodeOptions, *, workers: int = 0
+    store: DialogStore | JoinedStore,
+    tokenizer: Tokenizer,
+    options: EncodeOptions,
+    *,
+    workers: int = 0,
 ) -> UInt16[np.ndarray, "n columns"]:
     """Sizes of all records, `COLUMNS` each, mapped from `sizes_path`; measured on first use.
 
@@ -89,7 +93,9 @@ def load_sizes(
     return _mapped(path, len(store))
 
 
-def sizes_path(store: DialogStore | JoinedStore, tokenizer: Tokenizer, options: EncodeOptions) -> Path:
+def sizes_path(
+    store: DialogStore | JoinedStore, tokenizer: Tokenizer, options: EncodeOptions
+) -> Path:
     """Where the sizes are kept: another name for any other content, tokenizer or rendering."""
     spec = options.spec
     rendering = [
@@ -162,7 +168,9 @@ def _measure_own(part: range) -> np.ndarray:
     return _measure_part(_worker["store"], _worker["encoder"], part)
 
 
-def _measure_part(store: DialogStore | JoinedStore, encoder: TurnEncoder, part: range) -> np.ndarray:
+def _measure_part(
+    store: DialogStore | JoinedStore, encoder: TurnEncoder, part: range
+) -> np.ndarray:
     sizes = np.zeros((len(part), len(COLUMNS)), np.uint16)
     for place, record in enumerate(part):
         dialog = store[record]

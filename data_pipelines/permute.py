@@ -33,15 +33,13 @@ def permuted(index: int, size: int, key: int) -> int:
             return index
 
 
-def permuted_many(
-    index: Int[np.ndarray, "n"], size: int, key: int
-) -> Int[np.ndarray, "n"]:
+def permuted_many(index: Int[np.ndarray, "n"], size: int, key: int) -> Int[np.ndarray, "n"]:
     """`permuted` of many indices at once; about a microsecond each.
 
     Raises:
       IndexError: an index outside range(size).
     """
-    if len(index) and not (0 <= index.min() and index.max() < size):
+    if len(index) and (index.min() < 0 or index.max() >= size):
         raise IndexError(f"indices outside a permutation of {size}")
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     result = index.astype(np.uint64)

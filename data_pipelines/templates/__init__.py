@@ -53,7 +53,11 @@ def longest(bank: str, register: str = "ref", limit: int = 0) -> int:
 
 def version() -> str:
     """Hex digest that changes with any template of any bank."""
-    texts = [f"{bank} {register} {sentences(bank, register)}" for bank in banks() for register in REGISTERS]
+    texts = [
+        f"{bank} {register} {sentences(bank, register)}"
+        for bank in banks()
+        for register in REGISTERS
+    ]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 

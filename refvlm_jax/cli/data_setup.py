@@ -108,7 +108,9 @@ def check_data(config: DataConfig) -> None:
     """ValueError when the data folder of a run is missing."""
     for name, path in (("path", config.path), *(("more_paths", p) for p in config.more_paths)):
         if not (Path(path) / "manifest.json").is_file():
-            raise ValueError(f"data.{name}={path!r} holds no manifest.json; run `refvlm data build`")
+            raise ValueError(
+                f"data.{name}={path!r} holds no manifest.json; run `refvlm data build`"
+            )
 
 
 def majority_answer(data: Path) -> str:

@@ -180,7 +180,9 @@ def test_bundled_mixtures_name_sources_that_exist(path):
     mixture = load_mixture(path)
     known = {"refcoco_unc", "refcoco+_unc", "refcocog_umd", "pointqa_local", "pointqa_twice"}
     for part in mixture.parts:
-        assert any(part.holds(f"{name}/{(part.tasks or ('T01',))[0]}") for name in {*known, *FAMILIES})
+        assert any(
+            part.holds(f"{name}/{(part.tasks or ('T01',))[0]}") for name in {*known, *FAMILIES}
+        )
 
 
 def test_all_stages_are_there():

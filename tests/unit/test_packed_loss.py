@@ -12,11 +12,20 @@ from tiny_dialogs import HEIGHT, WIDTH, dialog, text_turn, tokenizer, write_pict
 from data_pipelines.encode import EncodeOptions, encode_row
 from data_pipelines.join import join_rows
 from data_pipelines.records import Prompt, PromptKind
+from refvlm_jax.batch import empty_row
 from refvlm_jax.models.objective import loss_counts, loss_sums
 from refvlm_jax.models.refvlm import RefVLM
 from refvlm_jax.testing.tiny import tiny_config
 
 SPEC = replace(LIMITS, seq_len=576, images=len(DIALOGS), prompts=4, depth_refs=2)
+
+
+LOSS = jax.jit(loss_sums)
+
+
+def padded(row):
+    """A batch of the row and of empty ones: one compiled program for all that is compared here."""
+    return batch(row, *[empty_row(SPEC)] * len(DIALOGS))
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +57,9 @@ def model(rows):
 def test_losses_are_the_sum_of_each_dialogue_alone(rows, model):
     """Empty query slots take part here, as released: every picture has its own."""
     parts = rows[0]
-    together, alone = batch(join_rows(parts, SPEC)), batch(*parts)
+    together, alone = padded(join_rows(parts, SPEC)), batch(*parts)
     assert int(together.image_valid.sum()) == len(DIALOGS) and together.segment_ids.max() == 8
-    found, want = (jax.jit(loss_sums)(model, b, None) for b in (together, alone))
+    found, want = (LOSS(model, b, None) for b in (together, alone))
     counts = [loss_counts(model.config, b) for b in (together, alone)]
     assert counts[0] == counts[1]
     assert [name for name, value in counts[0].items() if not value] == ["depth_affine"]
@@ -62,6 +71,6 @@ def test_without_segments_they_differ(rows, model):
     """The same row as one segment: the test above can fail."""
     row = join_rows(rows[0], SPEC)
     opened = row | {"segment_ids": np.minimum(row["segment_ids"], 1)}
-    walled, seen = (jax.jit(loss_sums)(model, batch(r), None) for r in (row, opened))
+    walled, seen = (LOSS(model, padded(r), None) for r in (row, opened))
     for name in ("llm", "box_l1", "mask_dice"):
         assert abs(float(walled[name] / seen[name]) - 1) > 1e-4, name
