@@ -67,7 +67,7 @@ def load_scaled(media: MediaRef, root: Path, size: int, decoding: Decoding) -> I
         _check_size(image, media)
         if image.format != "JPEG" or image.mode != "RGB":
             return _decode(image, media.path)
-        shape = (-(-media.height // factor), -(-media.width // factor))
+        shape = (media.height // factor, media.width // factor)
         if decoding.jpeg == "simplejpeg":
             return Image.fromarray(_decode_simplejpeg(data, media.path, shape))
         if factor > 1:
