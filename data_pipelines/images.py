@@ -41,10 +41,10 @@ class Decoding:
     """How pictures become squares. Part of what a run trains on: never chosen by what is installed."""
 
     jpeg: Literal["pillow", "simplejpeg"] = "pillow"
-    """Who decodes JPEG files; both use libjpeg-turbo and agree to a few levels."""
+    """Who decodes JPEG files; both use libjpeg-turbo, but not the same version."""
     scaled: bool = False
     """Large JPEG pictures are decoded at a half, a quarter or an eighth of their size, the smallest
-    that is still twice as large as the square: less than a tenth of the work for photographs."""
+    whose long side is still twice the square's."""
 
     def __post_init__(self) -> None:
         if self.jpeg == "simplejpeg" and importlib.util.find_spec("simplejpeg") is None:
