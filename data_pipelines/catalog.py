@@ -162,6 +162,7 @@ def _path(store: DialogStore | JoinedStore) -> Path:
 
 
 def _save(catalog: Catalog, path: Path) -> None:
+    assert catalog.source is not None
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
