@@ -41,6 +41,10 @@ DEV = [
     "types-PyYAML",
 ]
 
+JPEG = [
+    "simplejpeg>=1.8,<2",  # faster decoding of JPEG pictures (data.jpeg)
+]
+
 setup(
     name="refvlm_jax",
     version="0.1.0",
@@ -51,9 +55,10 @@ setup(
     packages=find_packages(include=["refvlm_jax*", "data_pipelines*", "configs*"]),
     package_data={
         "data_pipelines": ["assets/**/*", "templates/*.txt", "recipes/*.toml"],
+        "configs": ["mixtures/*.toml"],
         "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2", "**/*.toml"],
     },
     install_requires=REQUIRES,
-    extras_require={"dev": DEV, "tpu": ["jax[tpu]"], "gpu": ["jax[cuda12]"]},
+    extras_require={"dev": DEV, "jpeg": JPEG, "tpu": ["jax[tpu]"], "gpu": ["jax[cuda12]"]},
     entry_points={"console_scripts": ["refvlm=refvlm_jax.cli.main:main"]},
 )

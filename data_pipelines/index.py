@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.catalog import Catalog, catalog_key, load_catalog
+from data_pipelines.joined import JoinedStore
 from data_pipelines.shards import DialogStore, ShardError
 
 NOT_TRAINABLE = 255
@@ -123,16 +124,21 @@ class Index:
             raise ShardError(f"{folder}: no usable index ({error}); delete the folder") from error
 
 
-def load_index(store: DialogStore) -> Index:
+def load_index(store: DialogStore | JoinedStore, *, by_source: bool = False) -> Index:
     """The index kept beside the shards; made and kept on first use.
+
+    Args:
+      by_source: sorts by `source/task` instead of task.
 
     Raises:
       ShardError: a record cannot be read.
     """
-    folder = store.folder / f"index-{catalog_key(store):016x}"
+    kind = "index-by-source" if by_source else "index"
+    folder = store.folder / f"{kind}-{catalog_key(store):016x}"
     if folder.is_dir():
         return Index.open(folder)
-    index = Index.of(load_catalog(store))
+    catalog = load_catalog(store)
+    index = Index.of(catalog.by_source() if by_source else catalog)
     try:
         index.save(folder)
     except OSError:  # a dataset on a read-only disk is sorted at every start

@@ -7,7 +7,7 @@ s * B + h * B / H + j, and everything random about a row is keyed by (seed, glob
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -16,8 +16,12 @@ import numpy as np
 from absl import flags
 
 from data_pipelines.encode import EncodeOptions, Row, encode_row
+from data_pipelines.images import Decoding
+from data_pipelines.join import join_rows, within
+from data_pipelines.joined import JoinedStore
 from data_pipelines.opening import RowPlan
 from data_pipelines.permute import mix
+from data_pipelines.records import Dialog
 from data_pipelines.shards import DialogStore
 from data_pipelines.squares import SquareReader
 from data_pipelines.tokenizer import Tokenizer
@@ -51,6 +55,8 @@ class LoaderConfig:
     start_step: int = 0
     cache_bytes: int = 256 << 20
     """Memory for decoded pictures in this process, or in each worker."""
+    decoding: Decoding = field(default_factory=Decoding)
+    """How pictures are decoded."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batch_size % self.process_count:
@@ -76,7 +82,7 @@ class RowReport:
     """What happened while a row was made."""
 
     drops: list[str] = field(default_factory=list)
-    """Why earlier candidates could not be used."""
+    """Why items that the row should have held could not be used."""
     counts: Counter[str] = field(default_factory=Counter)
     """What was cut off, see `encode.encode_row`."""
 
@@ -87,7 +93,7 @@ class RowSource:
     def __init__(
         self,
         plan: RowPlan,
-        store: DialogStore,
+        store: DialogStore | JoinedStore,
         tokenizer: Tokenizer,
         image_root: Path,
         options: EncodeOptions,
@@ -95,7 +101,9 @@ class RowSource:
     ) -> None:
         self._plan, self._store, self._tokenizer = plan, store, tokenizer
         self._options, self._config = options, config
-        self._squares = SquareReader(image_root, options.spec.image_size, config.cache_bytes)
+        self._squares = SquareReader(
+            image_root, options.spec.image_size, config.cache_bytes, config.decoding
+        )
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -114,33 +122,50 @@ class RowSource:
         """
         report = RowReport()
         for attempt in range(_ATTEMPTS):
-            candidate = row if not attempt else self._replacement(row, attempt)
-            counts: Counter[str] = Counter()
-            try:
-                arrays = self._encode(candidate, counts)
-            except ValueError as error:  # ImageError, EncodeError, ShardError name the culprit
-                report.drops.append(str(error))
-                continue
-            arrays["sample_id"] = np.asarray(row % _SAMPLE_IDS, np.int32)
-            report.counts = counts
-            return arrays, report
+            items = [self._replacement(row, attempt)] if attempt else self._plan.items(row)
+            parts = [part for item in items if (part := self._usable(item, report))]
+            if parts:
+                arrays = parts[0] if len(parts) == 1 else join_rows(parts, self._options.spec)
+                arrays["sample_id"] = np.asarray(row % _SAMPLE_IDS, np.int32)
+                return arrays, report
         raise LoaderError(
             f"row {row}: none of {_ATTEMPTS} candidates can be used, the last one because "
             f"{report.drops[-1]}"
         )
 
-    def _encode(self, row: int, counts: Counter[str]) -> Row:
-        dialogs = [self._store[record] for record in self._plan.rows(row)]
-        rng = np.random.default_rng([self._config.seed, row])
-        return encode_row(
-            dialogs,
-            self._squares.root,
-            self._tokenizer,
-            self._options,
-            rng,
-            squares=self._squares,
-            counts=counts,
-        )
+    def _usable(self, item: int, report: RowReport) -> Row | None:
+        """The arrays of an item; None, and the reason in `report`, when it cannot be used."""
+        counts: Counter[str] = Counter()
+        try:
+            row = self._fitted(item, counts)
+        except ValueError as error:  # ImageError, EncodeError, ShardError name the culprit
+            report.drops.append(str(error))
+            return None
+        report.counts.update(counts)
+        return row
+
+    def _fitted(self, item: int, counts: Counter[str]) -> Row:
+        """The arrays of an item within the room it was given."""
+        dialogs = [self._store[record] for record in self._plan.rows(item)]
+        rng = np.random.default_rng([self._config.seed, item])
+        row = self._encode(dialogs, self._options, rng, counts)
+        room = self._plan.room(item)
+        if room is None or within(row, room):
+            return row
+        # Rarely, the template that has most characters has not most tokens: ask with that one,
+        # for which room was kept.
+        counts.clear()
+        return self._encode(dialogs, replace(self._options, longest_template=True), None, counts)
+
+    def _encode(
+        self,
+        dialogs: list[Dialog],
+        options: EncodeOptions,
+        rng: np.random.Generator | None,
+        counts: Counter[str],
+    ) -> Row:
+        root, words = self._squares.root, self._tokenizer
+        return encode_row(dialogs, root, words, options, rng, squares=self._squares, counts=counts)
 
     def _replacement(self, row: int, attempt: int) -> int:
         return _REPLACEMENTS + mix(self._config.seed, row, attempt) % _REPLACEMENTS
@@ -195,7 +220,7 @@ class Loader(Iterator[Batch]):
 
 def make_loader(
     plan: RowPlan,
-    store: DialogStore,
+    store: DialogStore | JoinedStore,
     tokenizer: Tokenizer,
     image_root: Path,
     options: EncodeOptions,

@@ -5,16 +5,27 @@ from typing import Protocol
 
 
 class RowPlan(Protocol):
-    """Which records make up a row, as a pure function of its number."""
+    """Which records make up a row, as a pure function of its number.
+
+    A row holds items; without packing one, which has the number of the row.
+    """
+
+    def items(self, row: int) -> list[int]:
+        """Numbers of the items of row `row` >= 0."""
+        ...
+
+    def room(self, item: int) -> list[int] | None:
+        """Room of an item in its row by `pack_sizes.KINDS`; None for all of it."""
+        ...
 
     def rows(self, index: int) -> list[int]:
-        """Record numbers of row `index` >= 0 in the order in which they are asked."""
+        """Record numbers of item `index` >= 0 in the order in which they are asked."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """Rows of one plan up to a number, then rows of another.
+    """Rows of one plan up to a number, then rows of another; neither is packed.
 
     A model from scratch learns to name what it sees far sooner from answers about single regions
     than beside the louder gradients of boxes and masks, as published recipes begin with a stage of
@@ -25,6 +36,14 @@ class Opening:
     then: RowPlan
     rows_of_first: int
 
+    def items(self, row: int) -> list[int]:
+        """The row itself."""
+        return [row]
+
+    def room(self, item: int) -> list[int] | None:
+        """All of the row."""
+        return None
+
     def rows(self, index: int) -> list[int]:
-        """See `RowPlan`."""
+        """Records of a row, from the plan whose turn it is."""
         return (self.first if index < self.rows_of_first else self.then).rows(index)

@@ -25,6 +25,8 @@ class EncodeOptions:
     they are turns of one conversation whose first question holds the picture, as released."""
     templates: int = 0
     """Questions are drawn from the first so many templates of a bank; 0 for all."""
+    longest_template: bool = False
+    """Always the longest question template that may be drawn: what packing keeps room for."""
     fixed_template: bool = False
     """Always the first question template, as evaluation asks."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -81,7 +81,19 @@ def _mask_coverage(mask: Mask, square: PaddedSquare, size: int) -> np.ndarray:
     cols = (cell_edges(square.side, size) - square.offset_x) * scale_x - x1
     rows = (cell_edges(square.side, size) - square.offset_y) * scale_y - y1
     cell = (square.side / size) ** 2 * scale_x * scale_y
-    return cell_sums(cell_sums(inside, rows).T, cols).T / cell
+    # Most masks meet few of the cells.
+    met_y, met_x = _met(rows, y2 - y1), _met(cols, x2 - x1)
+    sums = cell_sums(inside, rows[met_y.start : met_y.stop + 1])
+    coverage = np.zeros((size, size))
+    coverage[met_y, met_x] = cell_sums(sums.T, cols[met_x.start : met_x.stop + 1]).T / cell
+    return coverage
+
+
+def _met(edges: np.ndarray, length: int) -> slice:
+    """The cells between rising `edges` that meet [0, length]."""
+    first = max(0, int(np.searchsorted(edges, 0.0, "right")) - 1)
+    stop = min(len(edges) - 1, int(np.searchsorted(edges, length, "left")))
+    return slice(min(first, stop), stop)
 
 
 def cell_edges(side: int, size: int) -> np.ndarray:

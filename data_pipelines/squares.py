@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipelines.images import load_image, to_square
+from data_pipelines.images import Decoding, load_square
 from data_pipelines.records import MediaRef
 
 
@@ -31,10 +31,14 @@ class SquareReader:
       root: folder of the pictures.
       size: side of the square in pixels.
       cache_bytes: memory for decoded squares; 0 keeps none.
+      decoding: how they are decoded.
     """
 
-    def __init__(self, root: Path, size: int, cache_bytes: int = 0) -> None:
+    def __init__(
+        self, root: Path, size: int, cache_bytes: int = 0, decoding: Decoding | None = None
+    ) -> None:
         self.root, self.size = Path(root), size
+        self.decoding = decoding or Decoding()
         self.capacity = cache_bytes // (size * size * 3)
         self._forget()
 
@@ -56,7 +60,7 @@ class SquareReader:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        square = to_square(load_image(media, self.root), self.size)
+        square = load_square(media, self.root, self.size, self.decoding)
         square.setflags(write=False)
         if self.capacity:
             self._keep(key, square)

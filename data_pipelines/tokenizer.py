@@ -1,6 +1,7 @@
 """Tokenizers: any Hugging Face fast tokenizer from a local folder, or the small bundled one."""
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -49,6 +50,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included; ids outside the vocabulary are left out."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    @property
+    def digest(self) -> str:
+        """Hex digest that changes with anything that changes ids."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def id_of(self, token: str) -> int:
         """Id of one token by its string; raises TokenizerError when there is none."""

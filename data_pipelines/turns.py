@@ -148,12 +148,20 @@ class TurnEncoder:
         spec = self.options.spec
         return spec.images * spec.image_tokens + prompt * spec.prompt_tokens, spec.prompt_tokens
 
+    def _template(self, bank: str) -> int | None:
+        """The template that the options fix; None where one is drawn."""
+        options = self.options
+        if not options.longest_template or options.fixed_template:
+            return None
+        return templates.longest(bank, options.register, options.templates)
+
     def _prompt_text(self, dialog: Dialog, turn: Turn, first: bool) -> str:
         question = turn.literal or templates.render(
             turn.bank,
             turn.slots,
             register=self.options.register,
             rng=None if self.options.fixed_template else self.rng,
+            index=self._template(turn.bank),
             regions=len(turn.prompts),
             limit=self.options.templates,
         )

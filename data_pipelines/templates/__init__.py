@@ -7,6 +7,7 @@ every region that is shown.
 
 import difflib
 import functools
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,23 @@ def sentences(bank: str, register: str = "ref") -> tuple[str, ...]:
 def slots_of(sentence: str) -> list[str]:
     """Names of the slots of a template, in order."""
     return _SLOT.findall(sentence)
+
+
+@functools.cache
+def longest(bank: str, register: str = "ref", limit: int = 0) -> int:
+    """Index of the longest template, slots aside, among the first `limit` (0: all) of a bank."""
+    choices = sentences(bank, register)[: limit or None]
+    return max(range(len(choices)), key=lambda k: len(_SLOT.sub("", choices[k])))
+
+
+def version() -> str:
+    """Hex digest that changes with any template of any bank."""
+    texts = [
+        f"{bank} {register} {sentences(bank, register)}"
+        for bank in banks()
+        for register in REGISTERS
+    ]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def render(

@@ -3,6 +3,10 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +48,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="built datasets")
     export.add_argument("out", type=Path, metavar="OUT", help="data_dir of TFDS")
     export.add_argument("--pictures", action="store_true", help="copy the encoded pictures too")
+    bench = commands.add_parser("bench", help="how fast the pipeline is, stage by stage")
+    bench.add_argument(
+        "dir", type=Path, nargs="?", help="a built dataset; made-up 640 x 480 photographs without"
+    )
+    bench.add_argument("--samples", type=int, default=200, help="records that are measured")
+    bench.add_argument("--threads", type=int, default=2, help="threads of the loader")
+    bench.add_argument("--size", type=int, default=336, help="side of the square picture")
+    bench.add_argument("--seq-len", type=int, default=2048, help="positions of a row")
+    bench.add_argument("--jpeg", choices=("pillow", "simplejpeg"), default="pillow")
+    bench.add_argument("--scaled", action="store_true", help="decode large JPEGs at a lower size")
+    bench.add_argument("--tokenizer", help="tokenizer folder; the bundled one by default")
+    bench.add_argument(
+        "--index-entries", type=int, default=0, help="also open a made-up index of so many records"
+    )
+    mixture = commands.add_parser("mixture", help="what a mixture makes of built datasets")
+    mixture.add_argument("mixture", type=Path, help="a file such as those of configs/mixtures")
+    mixture.add_argument("--built", type=Path, nargs="+", required=True, metavar="DIR")
+    mixture.add_argument("--rows", type=int, default=16384, help="rows that are counted")
+    mixture.add_argument("--seed", type=int, default=0)
+    mixture.add_argument("--out", type=Path, help="JSON file to write: counts and permutations")
+    pack = commands.add_parser("pack-plan", help="measure records for packing, beside the shards")
+    pack.add_argument("dir", type=Path, help="a built dataset")
+    pack.add_argument("--config", required=True, help="the recipe that will train on it")
+    pack.add_argument("--workers", type=int, default=2, help="processes")
+    pack.add_argument("--windows", type=int, default=16, help="windows that are packed to report")
+    pack.add_argument("overrides", nargs="*", help="dotted.field=value")
     tasks = commands.add_parser("tasks", help="list the task types and where they come from")
     tasks.add_argument("--built", type=Path, help="a built dataset, to count its dialogues")
 
@@ -58,6 +88,9 @@ def run(args: argparse.Namespace) -> int:
         "inspect": _inspect,
         "tasks": _tasks,
         "export-tfds": _export_tfds,
+        "bench": _bench,
+        "mixture": _mixture,
+        "pack-plan": _pack_plan,
     }
     return commands[args.data_command](args)
 
@@ -132,6 +165,115 @@ def _export_tfds(args: argparse.Namespace) -> int:
     from data_pipelines.tfds_export import export_tfds
 
     print(export_tfds(args.dirs, args.out, pictures=args.pictures))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import tempfile
+
+    from rich.console import Console
+
+    from data_pipelines.bench_data import write_bench_data
+
+    with tempfile.TemporaryDirectory(prefix="refvlm-bench-") as scratch:
+        folder = args.dir or write_bench_data(Path(scratch) / "made", max(1, args.samples // 2))
+        _bench_dataset(folder, args, Console())
+        if args.index_entries:
+            from data_pipelines.bench import measure_index
+
+            opened, drawn = measure_index(Path(scratch) / "index", args.index_entries)
+            print(
+                f"index of {args.index_entries} records: open in {opened:.3f} s, "
+                f"1000 rows drawn in {drawn:.3f} s"
+            )
+    return 0
+
+
+def _bench_dataset(folder: Path, args: argparse.Namespace, console: "Console") -> None:
+    from rich.table import Table
+
+    from data_pipelines.bench import measure_loader, measure_stages, slowest
+    from data_pipelines.encode import EncodeOptions
+    from data_pipelines.images import Decoding
+    from data_pipelines.pack import pack_plan
+    from data_pipelines.pack_report import report_packing
+    from data_pipelines.plan import build_plan
+    from data_pipelines.shards import DialogStore, read_manifest
+    from data_pipelines.tokenizer import load_tokenizer
+    from refvlm_jax.batch import BatchSpec
+
+    store, words = DialogStore(folder), load_tokenizer(args.tokenizer)
+    spec = BatchSpec(
+        seq_len=args.seq_len, images=4, image_size=args.size, image_tokens=(args.size // 14) ** 2,
+        mask_size=args.size, kpt_refs=8, depth_refs=1, depth_size=args.size,
+    )  # fmt: skip
+    options = EncodeOptions(spec=spec)
+    decoding = Decoding(jpeg=args.jpeg, scaled=args.scaled)
+    source = (store, words, Path(read_manifest(folder)["image_root"]), options)
+    stages = measure_stages(*source, samples=args.samples, decoding=decoding)
+    plan = build_plan(store)
+    loader = measure_loader(
+        plan, *source, samples=args.samples, threads=args.threads, decoding=decoding
+    )
+    worst = slowest(stages)
+    table = Table("stage", "samples/s", "images/s", "CPU ms a sample", title=str(folder))
+    for stage in [*stages, loader]:
+        images = f"{stage.images / stage.wall:.0f}" if stage.images and stage.wall else ""
+        rate = f"{stage.samples / stage.wall:.0f}" if stage.wall else ""
+        mark = "  <- slowest" if stage is worst else ""
+        table.add_row(stage.name, rate, images, f"{stage.cpu_ms:.2f}{mark}")
+    console.print(table)
+    print(f"two processors in full: {2000 / loader.cpu_ms:.0f} samples/s")
+    packed = pack_plan(plan, store, words, options)
+    print(report_packing(packed, 4))
+
+
+def _mixture(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from data_pipelines.index import load_index
+    from data_pipelines.joined import JoinedStore
+    from data_pipelines.mixture import (
+        ingredients,
+        load_mixture,
+        mixture_plan,
+        realised,
+        save_manifest,
+    )
+
+    mixture, store = load_mixture(args.mixture), JoinedStore(args.built)
+    found = ingredients(mixture, load_index(store, by_source=True))
+    counts = realised(mixture_plan(store, mixture, seed=args.seed), args.rows)
+    title = f"{mixture.name}: {mixture.about}"
+    table = Table("source/task", "records", "kept", "wanted", "realised", title=title)
+    for one in found:
+        share = counts.get(one.label, 0) / sum(counts.values())
+        table.add_row(
+            one.label, str(one.records), str(one.kept), f"{one.share:.4f}", f"{share:.4f}"
+        )
+    Console(width=None).print(table)
+    if args.out:
+        save_manifest(args.out, mixture, found)
+        print(args.out)
+    return 0
+
+
+def _pack_plan(args: argparse.Namespace) -> int:
+    import time
+
+    from data_pipelines.pack import PackedPlan
+    from data_pipelines.pack_report import report_packing
+    from refvlm_jax.cli.data_setup import plan_of, store_of, tokenizer_of
+    from refvlm_jax.config.resolve import load_config
+
+    settings = [f"data.path={args.dir}", "data.pack=True", *args.overrides]
+    config = load_config(args.config, settings)
+    store, start = store_of(config.data), time.perf_counter()
+    plan = plan_of(config, store, tokenizer_of(config), args.workers)
+    assert isinstance(plan, PackedPlan)
+    print(f"{len(store)} records measured in {time.perf_counter() - start:.1f} s")
+    print(report_packing(plan, args.windows))
     return 0
 
 

@@ -6,8 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from data_pipelines.encode import EncodeOptions
+from data_pipelines.images import Decoding
+from data_pipelines.joined import JoinedStore
 from data_pipelines.loader import Loader, LoaderConfig, make_loader
+from data_pipelines.mixture import load_mixture, mixture_plan
 from data_pipelines.opening import Opening, RowPlan
+from data_pipelines.pack import pack_plan
 from data_pipelines.plan import build_plan
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
@@ -55,18 +59,47 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
+def store_of(config: DataConfig) -> DialogStore | JoinedStore:
+    """The records a run trains on."""
+    first, more = Path(config.path), [Path(path) for path in config.more_paths]
+    return JoinedStore([first, *more]) if more else DialogStore(first)
+
+
+def plan_of(
+    config: RunConfig, store: DialogStore | JoinedStore, tokenizer: Tokenizer, workers: int = 0
+) -> RowPlan:
+    """The stream of rows of a run; `workers` processes measure records for packing."""
+    data, adapter = config.data, config.model.adapter
+    weighted = partial(build_plan, store, merge=data.merge, seed=data.seed)
+    if data.mixture:
+        mixture = load_mixture(Path(data.mixture))
+        plan = mixture_plan(store, mixture, merge=data.merge, seed=data.seed)
+    else:
+        plan = weighted(weights=data.weights)
+    if data.opening_steps:
+        rows = data.opening_steps * data.batch_size
+        first = weighted(weights=data.opening_weights)
+        return Opening(first=first, then=plan, rows_of_first=rows)
+    if not data.pack:
+        return plan
+    groups = adapter.groups if adapter else None
+    options = encode_options(config)
+    return pack_plan(plan, store, tokenizer, options, groups=groups, workers=workers)
+
+
 def train_batches(config: RunConfig, start_step: int) -> Loader:
     """This process's rows of every global batch from `start_step` on."""
-    root = Path(config.data.path)
-    store = DialogStore(root)
+    store = store_of(config.data)
+    tokenizer, options = tokenizer_of(config), encode_options(config)
     sharding = batch_sharding(make_mesh(config.mesh), make_rules(config.mesh))
     index, count = data_shard(sharding, config.data.batch_size)
     return make_loader(
-        row_plan(config.data, store),
+        plan_of(config, store, tokenizer),
         store,
-        tokenizer_of(config),
-        Path(read_manifest(root)["image_root"]),
-        encode_options(config),
+        tokenizer,
+        # Paths of several datasets are absolute, and then the root has no say.
+        Path(read_manifest(Path(config.data.path))["image_root"]),
+        options,
         LoaderConfig(
             batch_size=config.data.batch_size,
             seed=config.data.seed,
@@ -75,26 +108,18 @@ def train_batches(config: RunConfig, start_step: int) -> Loader:
             process_index=index,
             process_count=count,
             start_step=start_step,
+            decoding=Decoding(jpeg=config.data.jpeg, scaled=config.data.scaled_decode),
         ),
     )
 
 
-def row_plan(config: DataConfig, store: DialogStore) -> RowPlan:
-    """The stream of rows that a run asks for."""
-    plan = partial(build_plan, store, merge=config.merge, seed=config.seed)
-    then = plan(weights=config.weights)
-    if not config.opening_steps:
-        return then
-    rows = config.opening_steps * config.batch_size
-    return Opening(first=plan(weights=config.opening_weights), then=then, rows_of_first=rows)
-
-
 def check_data(config: DataConfig) -> None:
     """ValueError when the data folder of a run is missing."""
-    if not (Path(config.path) / "manifest.json").is_file():
-        raise ValueError(
-            f"data.path={config.path!r} holds no manifest.json; run `refvlm data build`"
-        )
+    for name, path in (("path", config.path), *(("more_paths", p) for p in config.more_paths)):
+        if not (Path(path) / "manifest.json").is_file():
+            raise ValueError(
+                f"data.{name}={path!r} holds no manifest.json; run `refvlm data build`"
+            )
 
 
 def majority_answer(data: Path) -> str:

@@ -116,6 +116,11 @@ def _check_opening(config: RunConfig) -> None:
             f"data.opening_steps = {steps} and data.opening_weights = {dict(weights)}: an opening "
             "needs both; set or clear both"
         )
+    if steps and config.data.pack:
+        raise ConfigError(
+            "data.opening_steps counts rows of one conversation each, which data.pack = True does not "
+            "make; clear one of them"
+        )
     if steps > config.train.steps:
         raise ConfigError(
             f"data.opening_steps = {steps} is more than train.steps = {config.train.steps}"
@@ -288,6 +293,8 @@ def _check_batch(config: RunConfig) -> None:
                 f"data.shared_picture needs model.{name}.mask_padding_queries = True: empty query "
                 "slots that take part would carry what one dialogue says to the others"
             )
+    if config.data.mixture and config.data.weights:
+        raise ConfigError("data.mixture and data.weights both say what is sampled; set one of them")
     replica, fsdp, seq, _ = config.mesh.shape
     parts = config.train.accumulate
     _divides("train.accumulate", parts, "data.batch_size", config.data.batch_size)

@@ -36,6 +36,10 @@ class DataConfig:
 
     path: str = ""
     """Folder of a built dataset (record shards and manifest); often given on the command line."""
+    more_paths: tuple[str, ...] = ()
+    """Folders of further built datasets that are mixed in."""
+    mixture: str = ""
+    """Mixture file (`configs/mixtures`): weights by source and task, in the place of `weights`."""
     eval_paths: Mapping[str, str] = field(default_factory=dict)
     """Split name -> folder of a built dataset that is only evaluated on."""
     tokenizer: str | None = None
@@ -64,6 +68,10 @@ class DataConfig:
     """Loader processes; 0 loads in threads of the training process."""
     threads: int = 4
     """Reading threads of a loader process."""
+    jpeg: Literal["pillow", "simplejpeg"] = "pillow"
+    """Decoder of JPEG pictures; simplejpeg (the extra `jpeg`) is a little faster."""
+    scaled_decode: bool = False
+    """Large JPEG pictures are decoded at a half, a quarter or an eighth of their size."""
     register: Literal["ref", "coord"] = "ref"
     """Answer style: `<REF>` tokens for unit decoders, or coordinates written as text."""
     plan_block: bool = True
@@ -76,6 +84,10 @@ class DataConfig:
     shared_picture: bool = False
     """Merged dialogues share the picture but do not see each other; otherwise they are turns of one
     conversation, which tells later ones what earlier ones said about the picture."""
+    pack: bool = False
+    """Rows are filled with as many conversations as fit, with a picture each (up to `images`), which
+    see nothing of each other. The sizes of all records are measured on first use, or beforehand by
+    `refvlm data pack-plan`."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Task id -> sampling weight; empty samples tasks by their record counts."""
     opening_steps: int = 0

@@ -153,3 +153,37 @@ def test_missing_or_empty_payload_is_named(kind):
 def test_box_outside_the_picture_is_refused():
     with pytest.raises(ValueError, match="covers no pixel"):
         prompt_mask(Region(box=(70.0, 0.0, 90.0, 9.0)), PromptKind.BOX, 60, 40, 16)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_only_cells_that_meet_the_mask_are_summed(seed):
+    """A mask anywhere, of any size, also on the border: as area by area over the whole square."""
+    rng = np.random.default_rng(seed)
+    width, height, size = (int(n) for n in (*rng.integers(3, 40, 2), rng.integers(2, 30)))
+    array = blank(width, height)
+    x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
+    array[y : y + int(rng.integers(1, height + 1)), x : x + int(rng.integers(1, width + 1))] = True
+    side = max(width, height)
+    padded = np.zeros((side, side))
+    top, left = (side - height) // 2, (side - width) // 2
+    padded[top : top + height, left : left + width] = array
+    fine = np.repeat(np.repeat(padded, size, 0), size, 1)
+    coverage = fine.reshape(size, side, size, side).mean((1, 3))
+    level = 0.5 if coverage.max() >= 0.5 else coverage.max() / 2
+    assert (target_mask(mask_of(array), width, height, size) == (coverage >= level - 1e-9)).all()
+
+
+def test_all_polygons_of_an_object_count():
+    """Two parts and a thin bridge-like third one, from COCO polygons to the grid."""
+    parts = [[10, 10, 110, 10, 110, 110, 10, 110], [300, 200, 420, 200, 420, 330, 300, 330],
+             [500, 20, 503, 20, 503, 460, 500, 460]]  # fmt: skip
+    encoded = rle.from_segmentation(parts, 480, 640)
+    result = target_mask(Mask(h=480, w=640, counts=encoded), 640, 480, 336)
+    scale = 336 / 640
+    for x, y in ((60, 60), (360, 260)):
+        assert result[int((y + 80) * scale), int(x * scale)]
+    stripe = result[
+        int((25 + 80) * scale) : int((455 + 80) * scale), int(499 * scale) : int(505 * scale) + 1
+    ]
+    assert stripe.any(1).all()
+    assert result.sum() == pytest.approx((100 * 100 + 120 * 130 + 3 * 440) * scale**2, rel=0.1)
