@@ -1,4 +1,4 @@
-"""Stage 2: language model, projector, region prompts, box and mask decoders; a language model of 1.1 billion parameters, on one accelerator."""
+"""Stage 2 at 1.1 billion parameters: decoders and all, on one accelerator."""
 
 from ml_collections import ConfigDict
 

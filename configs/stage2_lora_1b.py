@@ -1,4 +1,4 @@
-"""Stage 2 with low-rank adapters in the language model; a language model of 1.1 billion parameters, on one accelerator."""
+"""Stage 2 at 1.1 billion parameters with low-rank adapters, on one accelerator."""
 
 from ml_collections import ConfigDict
 
