@@ -49,7 +49,7 @@ setup(
     packages=find_packages(include=["refvlm_jax*", "data_pipelines*", "configs*"]),
     package_data={
         "data_pipelines": ["assets/**/*", "templates/*.txt", "recipes/*.toml"],
-        "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2"],
+        "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2", "**/*.toml"],
     },
     install_requires=REQUIRES,
     extras_require={"dev": DEV, "tpu": ["jax[tpu]"], "gpu": ["jax[cuda12]"]},

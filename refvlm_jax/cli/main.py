@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("refvlm_jax.cli.train", "train a recipe; resumes by itself"),
     "eval": ("refvlm_jax.cli.evaluate", "answer held-out questions, score them, write the report"),
     "convert": ("refvlm_jax.cli.convert", "PyTorch weights in and out, and numeric verification"),
+    "plan": ("refvlm_jax.cli.plan", "does a run fit described hardware, and how fast can it be"),
     "config": ("refvlm_jax.cli.config", "print a recipe as it will run"),
 }
 

@@ -67,7 +67,9 @@ def local_config(config: RunConfig, mesh: dict[str, int]) -> RunConfig:
     """The run as one device sees it: one micro-batch of its rows, its heads and its positions."""
     rules = make_rules(config.mesh)
     batch_axes = rules.batch or ()
-    shards = math.prod(mesh[a] for a in ((batch_axes,) if isinstance(batch_axes, str) else batch_axes))
+    shards = math.prod(
+        mesh[a] for a in ((batch_axes,) if isinstance(batch_axes, str) else batch_axes)
+    )
     rows, rest = divmod(config.data.batch_size, config.train.accumulate * shards)
     if rest or not rows:
         unit = config.train.accumulate * shards
@@ -91,9 +93,7 @@ def local_config(config: RunConfig, mesh: dict[str, int]) -> RunConfig:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, llama=llama),
-        data=dataclasses.replace(
-            config.data, batch_size=rows, seq_len=config.data.seq_len // seq
-        ),
+        data=dataclasses.replace(config.data, batch_size=rows, seq_len=config.data.seq_len // seq),
         mesh=MeshConfig(preset="single", shape=(1, 1, 1, 1)),
         train=dataclasses.replace(config.train, accumulate=1),
     )

@@ -124,9 +124,7 @@ def parse_pod(name: str) -> Pod:
         return Pod(name=name, device=device, topology=topology)
     if device.platform == "cpu":
         return Pod(name=name, device=device, topology=(first,))
-    return Pod(
-        name=name, device=device, topology=_slice(name, device, first), slices=second or 1
-    )
+    return Pod(name=name, device=device, topology=_slice(name, device, first), slices=second or 1)
 
 
 def _slice(name: str, device: Device, number: int) -> tuple[int, ...]:

@@ -75,9 +75,7 @@ def trace_step(config: RunConfig, devices: Sequence[jax.Device]) -> Program:
 def abstract_state(config: RunConfig, devices: int) -> tuple[StatePlan, Mapping[str, int]]:
     """The state's layout on a number of devices that need not even be described."""
     shape = mesh_shape(config.mesh, devices)
-    mesh = jax.sharding.AbstractMesh(
-        shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
-    )
+    mesh = jax.sharding.AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     plan = plan_state(config, define(partial(build_model, config)), mesh)  # type: ignore[arg-type]
     return plan, dict(mesh.shape)
 
@@ -109,5 +107,3 @@ def leaf_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     for n in leaf.sharding.shard_shape(leaf.shape):
         size *= n
     return size
-
-
