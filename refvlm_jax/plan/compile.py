@@ -13,7 +13,6 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.plan.flops import scopes
 from refvlm_jax.plan.liveness import Tensor
 from refvlm_jax.plan.pods import Device, Pod
