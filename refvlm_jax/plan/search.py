@@ -15,8 +15,6 @@ from refvlm_jax.plan.pods import Pod
 
 COMPILES = 6
 """Candidates that are compiled, at most."""
-ESTIMATES = 24
-"""Candidates that are estimated, at most."""
 Planner = Callable[[RunConfig, bool], dict[str, Any]]
 """(configuration, analytic only) -> plan (`plan.report.plan`)."""
 
@@ -35,7 +33,7 @@ class Choice:
 def candidates(config: RunConfig, pod: Pod) -> Iterator[RunConfig]:
     """Variants of a run on a pod, cheapest recomputation first, fewest micro-batches first."""
     meshes = _meshes(pod.devices, pod.slices)
-    parts = [n for n in (1, 2, 4, 8) if config.data.batch_size % n == 0]
+    parts = [n for n in (1, 2, 4) if config.data.batch_size % n == 0]
     for remat, accumulate, mesh in itertools.product(("none", "dots", "full"), parts, meshes):
         llama = dataclasses.replace(config.model.llama, remat=remat)  # type: ignore[arg-type]
         yield dataclasses.replace(
@@ -65,7 +63,7 @@ def search(config: RunConfig, pod: Pod, planner: Planner) -> Choice:
       ConfigError: nothing fits; the message names the nearest miss.
     """
     estimated = []
-    for candidate in itertools.islice(_possible(config, pod), ESTIMATES):
+    for candidate in _possible(config, pod):
         try:
             found = planner(candidate, True)
         except ConfigError:
