@@ -3,7 +3,7 @@
     python benchmarks/plan_tables.py --make [--compile] [--recipes ...] [--pods ...]
     python benchmarks/plan_tables.py [--check]
 
-`--make` plans each recipe on each pod, analytically or with `--compile` by the pod's own compiler. Without
+`--make` plans each recipe on each pod, analytically or with `--compile` by its own compiler. Without
 it, the tables between `<!-- table NAME -->` and `<!-- end NAME -->` are written from the plans that are
 there; `--check` only compares. Numbers reach the page in no other way.
 """
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from refvlm_jax.config.resolve import load_config
+from refvlm_jax.plan.analytic import Estimate, estimate
 from refvlm_jax.plan.pods import parse_pod
+from refvlm_jax.plan.report import plan
 from refvlm_jax.plan.worker import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,9 +37,16 @@ def make(variants: list[str], pods: list[str], compiled: bool) -> None:
     for variant in variants:
         _, recipe, overrides = VARIANTS[variant]
         config = load_config(ROOT / "configs" / f"{recipe}.py", overrides)
-        for pod in pods:
-            found = make_plan(config, parse_pod(pod), analytic=not compiled)
-            path = PLANS / f"{variant}_{pod}_{found['method']}.json"
+        guesses: dict[int, Estimate] = {}
+        for pod in map(parse_pod, pods):
+            if compiled:
+                found = make_plan(config, pod)
+            else:
+                # Pods of equally many devices share the estimate.
+                guess = guesses.get(pod.devices) or estimate(config, pod.devices)
+                guesses[pod.devices] = guess
+                found = plan(config, pod, analytic=True, guess=guess)
+            path = PLANS / f"{variant}_{pod.name}_{found['method']}.json"
             PLANS.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(f"{path.name}: {found['verdict'][:90]}", flush=True)
@@ -63,13 +72,13 @@ def memory_table(found: dict[tuple[str, str, str], dict[str, Any]]) -> str:
     for pod in PODS:
         for variant, (title, _, _) in VARIANTS.items():
             for method in ("compiled", "analytic"):
-                if (plan := found.get((variant, pod, method))) is None:
+                if (made := found.get((variant, pod, method))) is None:
                     continue
-                memory = plan["memory"]
+                memory = made["memory"]
                 state = sum(memory[k]["value"] for k in ("params", "frozen", "optimizer", "batch"))
                 sizes = (state, *(memory[k]["value"] for k in ("activations", "peak", "capacity")))
                 numbers = [f"{size / GIB:.2f}" for size in sizes]
-                rows.append([pod, title, method, *numbers, "yes" if plan["fits"] else "no"])
+                rows.append([pod, title, method, *numbers, "yes" if made["fits"] else "no"])
     return markdown(head, rows)
 
 
@@ -79,28 +88,30 @@ def time_table(found: dict[tuple[str, str, str], dict[str, Any]]) -> str:
         "MFU at most", "MFU without overlap", "days at least",
     ]  # fmt: skip
     rows = []
-    for (variant, pod, method), plan in sorted(found.items(), key=lambda i: PODS.index(i[0][1])):
-        if method != "compiled" or not plan["time"]:
+    for (variant, pod, method), made in sorted(found.items(), key=lambda i: PODS.index(i[0][1])):
+        if method != "compiled" or not made["time"]:
             continue
-        time = {name: entry["value"] for name, entry in plan["time"].items()}
+        time = {name: entry["value"] for name, entry in made["time"].items()}
         seconds = [
             f"{time[name]:.2f} s"
             for name in ("compute", "memory", "links", "network", "step_bound")
         ]
         shares = [f"{100 * time[name]:.0f}%" for name in ("mfu_bound", "mfu_serial")]
-        days = f"{plan['data']['days_bound']['value']:.1f}"
+        days = f"{made['data']['days_bound']['value']:.1f}"
         rows.append([pod, VARIANTS[variant][0], *seconds, *shares, days])
     return markdown(head, rows)
 
 
 def cost_table(found: dict[tuple[str, str, str], dict[str, Any]]) -> str:
-    head = ["pod", "what is trained", "method", "wall time", "processor time", "host memory"]
+    head = ["pod", "what is trained", "wall time", "processor time", "host memory"]
     rows = []
-    for (variant, pod, method), plan in sorted(found.items(), key=lambda i: PODS.index(i[0][1])):
-        cost = {name: entry["value"] for name, entry in plan["cost"].items()}
+    for (variant, pod, method), made in sorted(found.items(), key=lambda i: PODS.index(i[0][1])):
+        if method != "compiled":
+            continue
+        cost = {name: entry["value"] for name, entry in made["cost"].items()}
         rows.append(
             [
-                pod, VARIANTS[variant][0], method, f"{cost['wall']:.0f} s", f"{cost['cpu']:.0f} s",
+                pod, VARIANTS[variant][0], f"{cost['wall']:.0f} s", f"{cost['cpu']:.0f} s",
                 f"{cost['host_memory'] / GIB:.2f} GiB",
             ]
         )  # fmt: skip

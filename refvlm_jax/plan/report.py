@@ -21,18 +21,21 @@ LISTED = 12
 """Tensors that a report names."""
 
 
-def plan(config: RunConfig, pod: Pod, *, analytic: bool = False) -> dict[str, Any]:
+def plan(
+    config: RunConfig, pod: Pod, *, analytic: bool = False, guess: Estimate | None = None
+) -> dict[str, Any]:
     """Plans a run on a pod.
 
     Args:
       analytic: estimates everything from the step's equations, without the hardware's compiler.
+      guess: the run's estimate for so many devices, where it was made before.
 
     Raises:
       ConfigError: the configuration cannot run on so many devices.
       PlanError: the compiler is missing or fails.
     """
     began, spent = time.perf_counter(), time.process_time()
-    guess = estimate(config, pod.devices)
+    guess = guess or estimate(config, pod.devices)
     found = _analytic(config, pod, guess) if analytic else _compiled(config, pod, guess)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     head = {

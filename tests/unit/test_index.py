@@ -34,7 +34,9 @@ def measure(folder: Path) -> dict:
     return json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads Linux's account of memory"
+)
 @pytest.mark.parametrize("records", [3_000_000, pytest.param(100_000_000, marks=pytest.mark.slow)])
 def test_a_large_index_is_not_loaded(tmp_path: Path, records: int) -> None:
     write_synthetic_index(tmp_path / "index", records)
