@@ -44,7 +44,9 @@ def count_flops(jaxpr: Any) -> Flops:
 
 def scopes(name_stack: str) -> list[str]:
     """The named scopes of a name stack, outermost first, without JAX's own wrappers."""
-    return [s for part in name_stack.split("/") if (s := _unwrap(part)) not in _NOISE]
+    found = [_unwrap(part) for part in name_stack.split("/")]
+    # `jnp.einsum` names a scope after its equation.
+    return [s for s in found if s not in _NOISE and "->" not in s]
 
 
 def _unwrap(part: str) -> str:

@@ -121,7 +121,7 @@ def _walk(
         elif match := _BRANCHES.search(line):
             for branch in match[1].split(","):
                 down(branch.strip().lstrip("%"))
-        else:
+        elif "async-done(" not in line and "async-update(" not in line:
             for called in _CALLED.findall(line):
                 if called != name:
                     down(called)
@@ -137,7 +137,7 @@ def _length(condition: Sequence[str]) -> int | None:
     for line in condition:
         if " compare(" in line or " fusion(" in line:
             for name, value in constants.items():
-                if re.search(rf"%?{re.escape(name)}\b", line.split("(", 1)[1]):
+                if re.search(rf"(?<![\w.-])%?{re.escape(name)}(?![\w.-])", line.split("(", 1)[1]):
                     return value
     return None
 

@@ -20,6 +20,11 @@ _FUSED = {
     "slice", "split", "sqrt", "square", "squeeze", "stop_gradient", "sub", "tanh", "transpose", "xor",
     "sharding_constraint", "pad", "reduce_precision",
 }  # fmt: skip
+_REDUCTIONS = {
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_prod", "argmax",
+    "argmin",
+}  # fmt: skip
+"""Their operands are made on the fly as well, their results are stored."""
 _CALLS = {
     "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",
     "custom_vjp_call_jaxpr", "remat", "remat2", "checkpoint", "custom_lin",
@@ -103,7 +108,7 @@ def _readers(jaxpr: Any) -> tuple[dict[Any, bool], dict[Any, int]]:
     unfused: dict[Any, bool] = {}
     last: dict[Any, int] = {}
     for index, equation in enumerate(jaxpr.eqns):
-        fused = is_fused(equation)
+        fused = is_fused(equation) or equation.primitive.name in _REDUCTIONS
         for var in equation.invars:
             if _is_var(var):
                 unfused[var] = unfused.get(var, False) or not fused

@@ -10,7 +10,7 @@ from typing import Any
 from refvlm_jax.config.resolve import fingerprint
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.plan.analytic import Estimate, estimate
-from refvlm_jax.plan.flops import count_flops
+from refvlm_jax.plan.flops import Flops, count_flops
 from refvlm_jax.plan.liveness import Tensor
 from refvlm_jax.plan.pods import Pod
 from refvlm_jax.plan.roofline import Roofline, communication
@@ -69,7 +69,7 @@ def _analytic(config: RunConfig, pod: Pod, guess: Estimate) -> dict[str, Any]:
         "mesh": _mesh(config, pod),
         "memory": memory,
         "largest": _largest(guess.activations.tensors),
-        "flops": _flops(guess.flops.total, guess.flops.model, guess.flops, pod, per_device=True),
+        "flops": _flops(guess.flops, 1),
         "collectives": None,
         "time": _time(config, roofline, with_links=False),
         "data": _data(config, roofline),
@@ -85,7 +85,8 @@ def _compiled(config: RunConfig, pod: Pod, guess: Estimate) -> dict[str, Any]:
     flops = count_flops(program.jaxpr)
     answer = compile_step(program, pod)
     shape = dict(program.mesh.shape)
-    total, model = flops.total / pod.devices, flops.model / pod.devices
+    used = program.mesh.size
+    total, model = flops.total / used, flops.model / used
     if isinstance(answer, OutOfMemory):
         needed = answer.needed or guess.peak
         tensors = answer.tensors or guess.activations.tensors
@@ -96,7 +97,7 @@ def _compiled(config: RunConfig, pod: Pod, guess: Estimate) -> dict[str, Any]:
             "memory": _memory(pod, guess, needed, "what the compiler asked for when it gave up"),
             "largest": _largest(tensors),
             "compiler_message": answer.message,
-            "flops": _flops(total, model, flops, pod),
+            "flops": _flops(flops, used),
             "collectives": None,
             "time": None,
             "data": None,
@@ -112,7 +113,7 @@ def _compiled(config: RunConfig, pod: Pod, guess: Estimate) -> dict[str, Any]:
         "memory": _memory(pod, guess, answer.peak, how)
         | {"estimate": _value(guess.peak, "bytes", "what --analytic says, for comparison")},
         "largest": _largest(guess.activations.tensors),
-        "flops": _flops(total, model, flops, pod),
+        "flops": _flops(flops, used),
         "collectives": {
             "how": "read from the optimised HLO, loops multiplied by their length; an axis is named "
             "where the members of a group differ; moved = received by a device with ring algorithms",
@@ -179,15 +180,17 @@ def _largest(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
     ]
 
 
-def _flops(
-    total: float, model: float, counted: Any, pod: Pod, *, per_device: bool = False
-) -> dict[str, Any]:
+def _flops(counted: Flops, devices: int) -> dict[str, Any]:
+    """What is counted on so many devices together, a device."""
     how = "products and convolutions of the step's jaxpr, dead code left out, scans times length"
-    share = 1 if per_device else pod.devices
     return {
-        "hardware": _value(total, "FLOP/device/step", f"{how}, recomputation included"),
-        "model": _value(model, "FLOP/device/step", f"{how}, recomputation left out"),
-        "by_module": {m: n / share for m, n in counted.by_module.items()},
+        "hardware": _value(
+            counted.total / devices, "FLOP/device/step", f"{how}, recomputation included"
+        ),
+        "model": _value(
+            counted.model / devices, "FLOP/device/step", f"{how}, recomputation left out"
+        ),
+        "by_module": {m: n / devices for m, n in counted.by_module.items()},
         "unknown_loops": counted.unknown_loops,
     }
 
