@@ -10,9 +10,12 @@ from typing import Any
 from refvlm_jax.config.resolve import fingerprint
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.plan.analytic import Estimate, estimate
+from refvlm_jax.plan.compile import OutOfMemory, compile_step, described_devices
 from refvlm_jax.plan.flops import Flops, count_flops
+from refvlm_jax.plan.hlo import collectives
 from refvlm_jax.plan.liveness import Tensor
 from refvlm_jax.plan.pods import Pod
+from refvlm_jax.plan.program import trace_step
 from refvlm_jax.plan.roofline import Roofline, communication
 
 ASSUMED_MFU = 0.4
@@ -35,8 +38,13 @@ def plan(
       PlanError: the compiler is missing or fails.
     """
     began, spent = time.perf_counter(), time.process_time()
+    # First, so that a missing compiler is said at once.
+    devices = None if analytic else described_devices(pod)
     guess = guess or estimate(config, pod.devices)
-    found = _analytic(config, pod, guess) if analytic else _compiled(config, pod, guess)
+    if devices is None:
+        found = _analytic(config, pod, guess)
+    else:
+        found = _compiled(config, pod, guess, devices)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     head = {
         "config": config.name,
@@ -76,12 +84,10 @@ def _analytic(config: RunConfig, pod: Pod, guess: Estimate) -> dict[str, Any]:
     }
 
 
-def _compiled(config: RunConfig, pod: Pod, guess: Estimate) -> dict[str, Any]:
-    from refvlm_jax.plan.compile import OutOfMemory, compile_step, described_devices
-    from refvlm_jax.plan.hlo import collectives
-    from refvlm_jax.plan.program import trace_step
-
-    program = trace_step(config, described_devices(pod))
+def _compiled(
+    config: RunConfig, pod: Pod, guess: Estimate, devices: Sequence[Any]
+) -> dict[str, Any]:
+    program = trace_step(config, devices)
     flops = count_flops(program.jaxpr)
     answer = compile_step(program, pod)
     shape = dict(program.mesh.shape)
@@ -89,12 +95,13 @@ def _compiled(config: RunConfig, pod: Pod, guess: Estimate) -> dict[str, Any]:
     total, model = flops.total / used, flops.model / used
     if isinstance(answer, OutOfMemory):
         needed = answer.needed or guess.peak
+        how = "what the compiler asked for" if answer.needed else "estimated; the compiler refused"
         tensors = answer.tensors or guess.activations.tensors
         return {
             "fits": False,
             "verdict": _verdict(needed, answer.capacity, tensors, refused=True),
             "mesh": shape,
-            "memory": _memory(pod, guess, needed, "what the compiler asked for when it gave up"),
+            "memory": _memory(pod, guess, needed, how),
             "largest": _largest(tensors),
             "compiler_message": answer.message,
             "flops": _flops(flops, used),

@@ -59,7 +59,7 @@ def compiled() -> tuple[Program, Compiled]:
 def test_a_plan_holds_every_number_with_its_origin(
     compiled: tuple[Program, Compiled], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refvlm_jax.plan.compile.compile_step", lambda program, pod: compiled[1])
+    monkeypatch.setattr("refvlm_jax.plan.report.compile_step", lambda program, pod: compiled[1])
     found = plan(run_config(stacked()), POD)
     assert found["fits"] and found["mesh"] == {"replica": 1, "fsdp": 8, "seq": 1, "tensor": 1}
     for section in ("memory", "flops", "time", "data", "cost"):
