@@ -112,7 +112,7 @@ def _compiled(
     found = collectives(answer.text, shape)
     seconds = communication(found, pod, shape)
     roofline = _roofline(pod, guess, total, model, seconds)
-    how = "peak_memory_in_bytes of the compiled program (arguments, temporaries, results)"
+    how = "memory analysis of the compiled program: its stated peak, or arguments + temporaries"
     return {
         "fits": answer.peak <= pod.device.capacity,
         "verdict": _verdict(answer.peak, pod.device.capacity, guess.activations.tensors),
