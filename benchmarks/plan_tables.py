@@ -62,6 +62,8 @@ def plans() -> dict[tuple[str, str, str], dict[str, Any]]:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return "None is stored yet."
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
