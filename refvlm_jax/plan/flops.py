@@ -37,7 +37,7 @@ class Flops:
 def count_flops(jaxpr: Any) -> Flops:
     """Counts a `jax.core.Jaxpr` after leaving out what no result needs."""
     found = Flops()
-    _walk(_live(jaxpr), 1, "", found)
+    _walk(live(jaxpr), 1, "", found)
     found.by_module = dict(sorted(found.by_module.items(), key=lambda item: -item[1]))
     return found
 
@@ -55,7 +55,7 @@ def _unwrap(part: str) -> str:
     return part
 
 
-def _live(jaxpr: Any) -> Any:
+def live(jaxpr: Any) -> Any:
     """The jaxpr without dead equations, such as gradients of frozen parameters."""
     from jax.interpreters import partial_eval
 

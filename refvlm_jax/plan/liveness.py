@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from refvlm_jax.plan.flops import scopes, sub_jaxprs
+from refvlm_jax.plan.flops import live, scopes, sub_jaxprs
 
 _FUSED = {
     "abs", "add", "add_any", "and", "broadcast_in_dim", "clamp", "convert_element_type", "copy",
@@ -60,7 +60,7 @@ def peak_of(jaxpr: Any, shards: Mapping[tuple[int, ...], float]) -> Peak:
     Args:
       shards: shape of a parameter -> devices it is spread over.
     """
-    found = _peak(jaxpr, lambda shape: 1.0 / shards.get(shape, 1.0), "")
+    found = _peak(live(jaxpr), lambda shape: 1.0 / shards.get(shape, 1.0), "")
     return Peak(found.bytes, tuple(sorted(found.tensors, key=lambda t: -t.bytes)))
 
 
