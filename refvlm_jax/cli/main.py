@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": ("refvlm_jax.cli.convert", "PyTorch weights in and out, and numeric verification"),
     "launch": ("refvlm_jax.cli.launch", "scripts for local, Cloud TPU, GKE and SLURM runs"),
     "doctor": ("refvlm_jax.cli.doctor", "check this machine, with a remedy for what is wrong"),
+    "plan": ("refvlm_jax.cli.plan", "does a run fit described hardware, and how fast can it be"),
     "config": ("refvlm_jax.cli.config", "print a recipe as it will run"),
 }
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from refvlm_jax.config.errors import ConfigError
@@ -35,7 +37,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(config, len(devices))
     types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        return Mesh(_across_slices(config, shape, slices, devices), MESH_AXES, axis_types=types)
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices[: math.prod(shape)])
+
+
+def _across_slices(
+    config: MeshConfig, shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]
+) -> np.ndarray:
+    """Devices of several slices: only `replica`, the slowest axis, may leave a slice."""
+    inner, rest = divmod(shape[0], slices)
+    if rest or config.preset == "single":
+        raise ConfigError(
+            f"mesh.shape = {config.shape} leaves {slices} slices along another axis than replica, "
+            f"over the slow network; use the preset 'hsdp' with the shape ({slices}, -1, 1, 1)"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (inner, *shape[1:]), (slices, 1, 1, 1), devices=devices
+    )
 
 
 def make_rules(config: MeshConfig) -> ShardingRules:

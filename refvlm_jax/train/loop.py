@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from refvlm_jax.ckpt.manager import CheckpointManager
 from refvlm_jax.config.resolve import diff, to_dict
@@ -132,13 +133,17 @@ def fit(
         manager.close()
 
 
-def plan_state(config: RunConfig, model: ModelDef) -> StatePlan:
-    """The abstract state of a run: optimiser, shardings and dtypes as configured."""
+def plan_state(config: RunConfig, model: ModelDef, mesh: Mesh | None = None) -> StatePlan:
+    """The abstract state of a run: optimiser, shardings and dtypes as configured.
+
+    Args:
+      mesh: devices to plan for; None takes those of this machine.
+    """
     check_groups(config.optim, list(model.axes))
     return build(
         model,
         make_optimizer(config.optim, config.train.steps, model.axes),
-        make_mesh(config.mesh),
+        make_mesh(config.mesh) if mesh is None else mesh,
         make_rules(config.mesh),
         is_trainable(config.optim),
         param_dtype=config.train.param_dtype,

@@ -1,0 +1,10 @@
+"""Stage 2: language model, projector, region prompts, box and mask decoders; Mistral-7B v0.1."""
+
+from ml_collections import ConfigDict
+
+from configs import stages
+
+
+def get_config() -> ConfigDict:
+    """See `configs.stages.stage2`."""
+    return stages.stage2("mistral_7b")

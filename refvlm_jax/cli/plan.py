@@ -1,0 +1,106 @@
+"""`refvlm plan --config RECIPE --pod v5e-64 [a.b=3 ...]`: does a run fit hardware, and how fast is it?
+
+Nothing of the described hardware is needed: its compiler runs here, on shapes only.
+"""
+
+import argparse
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from refvlm_jax.config.resolve import load_config
+from refvlm_jax.config.schema import RunConfig
+from refvlm_jax.plan.pods import Pod, parse_pod
+from refvlm_jax.plan.worker import make_plan
+
+_PODS = "v5e-64, v5p-64, v6e-64, v4-128, v5p-64x2 (two slices), h100-8x8 (nodes x GPUs), cpu-8"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    parser.add_argument("--config", required=True, help="a Python file with get_config()")
+    parser.add_argument("--pod", required=True, help=f"hardware by name: {_PODS}")
+    parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
+    parser.add_argument(
+        "--analytic", action="store_true", help="estimate from shapes alone, without a compiler"
+    )
+    parser.add_argument(
+        "--search", action="store_true", help="look for a faster mesh, accumulation and remat"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show what the compiler says")
+    parser.add_argument("overrides", nargs="*", help="dotted.field=value")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a plan; 0 when the run fits, 1 when it does not."""
+    config, pod = load_config(args.config, args.overrides), parse_pod(args.pod)
+    found = _search(config, pod, args) if args.search else _plan(config, pod, args)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found, Console())
+    return 0 if found["fits"] else 1
+
+
+def _plan(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, Any]:
+    return make_plan(config, pod, analytic=args.analytic, verbose=args.verbose)
+
+
+def _search(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, Any]:
+    from refvlm_jax.plan.search import search
+
+    def planner(candidate: RunConfig, analytic: bool) -> dict[str, Any]:
+        return make_plan(candidate, pod, analytic=analytic or args.analytic, verbose=args.verbose)
+
+    choice = search(config, pod, planner)
+    return {**choice.plan, "patch": choice.patch, "tried": [list(t) for t in choice.tried]}
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Prints a plan for people."""
+    console.print(f"[bold]{found['config']}[/] on {found['pod']}: {found['layout']}")
+    console.print(f"[bold]{found['verdict']}[/] ({found['method']})", soft_wrap=True)
+    if "patch" in found:
+        console.print("patch: " + " ".join(f"{k}={v}" for k, v in found["patch"].items()))
+    console.print(_values("memory a device", found["memory"]))
+    console.print(_tensors(found["largest"]))
+    console.print(_values("products a step and device", found["flops"]))
+    if found["collectives"]:
+        console.print(_collectives(found["collectives"]))
+    for title in ("time", "data", "cost"):
+        if found[title]:
+            console.print(_values(title, found[title]))
+
+
+def _values(title: str, section: dict[str, Any]) -> Table:
+    table = Table("", "", "how", title=title, title_justify="left")
+    for name, entry in section.items():
+        if isinstance(entry, dict) and "value" in entry:
+            table.add_row(name, _readable(entry["value"], entry["unit"]), entry["how"])
+    return table
+
+
+def _tensors(tensors: list[dict[str, Any]]) -> Table:
+    table = Table("size", "array", "made in", title="largest tensors", title_justify="left")
+    for tensor in tensors:
+        array = f"{tensor['dtype']}{tensor['shape']}"
+        table.add_row(_readable(tensor["bytes"], "bytes"), array, tensor["scope"] or "the step")
+    return table
+
+
+def _collectives(section: dict[str, Any]) -> Table:
+    table = Table("op", "axes", "count", "moved", title="collectives a step", title_justify="left")
+    for op in section["ops"]:
+        axes = "+".join(op["axes"]) or "-"
+        table.add_row(op["op"], axes, str(op["count"]), _readable(op["moved_bytes"], "bytes"))
+    return table
+
+
+def _readable(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{value / 2**30:.3f} GiB"
+    if unit.startswith("FLOP"):
+        return f"{value / 1e12:.2f} T{unit}"
+    return f"{value:,.4g} {unit}".strip()

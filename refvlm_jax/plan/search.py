@@ -1,0 +1,105 @@
+"""Looking for a faster layout that fits: mesh, micro-batches and rematerialisation.
+
+All candidates are estimated, the best few are compiled, and the answer is a patch of the recipe.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.config.resolve import diff
+from refvlm_jax.config.schema import MeshConfig, RunConfig
+from refvlm_jax.plan.pods import Pod
+
+COMPILES = 6
+"""Candidates that are compiled, at most."""
+Planner = Callable[[RunConfig, bool], dict[str, Any]]
+"""(configuration, analytic only) -> plan (`plan.report.plan`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The outcome of a search."""
+
+    patch: dict[str, Any]
+    """Dotted field -> value that differs from the recipe."""
+    plan: dict[str, Any]
+    tried: tuple[tuple[dict[str, Any], str], ...]
+    """(patch, verdict) of every candidate that was compiled."""
+
+
+def candidates(config: RunConfig, pod: Pod) -> Iterator[RunConfig]:
+    """Variants of a run on a pod, cheapest recomputation first, fewest micro-batches first."""
+    meshes = _meshes(pod.devices, pod.slices)
+    parts = [n for n in (1, 2, 4) if config.data.batch_size % n == 0]
+    for remat, accumulate, mesh in itertools.product(("none", "dots", "full"), parts, meshes):
+        llama = dataclasses.replace(config.model.llama, remat=remat)  # type: ignore[arg-type]
+        yield dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, llama=llama),
+            mesh=mesh,
+            train=dataclasses.replace(config.train, accumulate=accumulate),
+        )
+
+
+def _meshes(devices: int, slices: int) -> list[MeshConfig]:
+    """Parameters spread over a slice, then also over a tensor axis of a few neighbours."""
+    if devices == 1:
+        return [MeshConfig(preset="single", shape=(1, 1, 1, 1))]
+    flat = "fsdp" if slices == 1 else "hsdp"
+    found = [MeshConfig(preset=flat, shape=(slices, -1, 1, 1))]  # type: ignore[arg-type]
+    for tensor in (2, 4):
+        if devices % (slices * tensor) == 0 and devices > slices * tensor:
+            found.append(MeshConfig(preset="fsdp_tp", shape=(slices, -1, 1, tensor)))
+    return found
+
+
+def search(config: RunConfig, pod: Pod, planner: Planner) -> Choice:
+    """The fastest variant that the compiler accepts.
+
+    Raises:
+      ConfigError: nothing fits; the message names the nearest miss.
+    """
+    estimated = []
+    for candidate in _possible(config, pod):
+        try:
+            found = planner(candidate, True)
+        except ConfigError:
+            continue  # a batch that does not divide over this mesh
+        estimated.append((candidate, found))
+    if not estimated:
+        raise ConfigError(
+            f"data.batch_size = {config.data.batch_size} divides over no mesh of {pod.devices} "
+            f"devices; use a multiple of {pod.devices}"
+        )
+    fitting = [e for e in estimated if e[1]["fits"]]
+    # The nearest misses are worth a compile as well: the estimate is not exact.
+    order = sorted(fitting, key=lambda e: e[1]["time"]["step_serial"]["value"])
+    order += sorted(
+        (e for e in estimated if not e[1]["fits"]), key=lambda e: e[1]["memory"]["peak"]["value"]
+    )
+    tried = []
+    for candidate, _ in order[:COMPILES]:
+        found = planner(candidate, False)
+        patch = patch_of(config, candidate)
+        tried.append((patch, found["verdict"]))
+        if found["fits"]:
+            return Choice(patch, found, tuple(tried))
+    nearest = order[0][1]["verdict"]
+    raise ConfigError(
+        f"no mesh, accumulation or rematerialisation of {config.name} fits {pod.name}; the nearest "
+        f"one: {nearest}. Lower data.batch_size or data.seq_len, or take a larger pod"
+    )
+
+
+def _possible(config: RunConfig, pod: Pod) -> Iterator[RunConfig]:
+    for candidate in candidates(config, pod):
+        if candidate.data.batch_size % (candidate.train.accumulate * pod.slices) == 0:
+            yield candidate
+
+
+def patch_of(base: RunConfig, chosen: RunConfig) -> dict[str, Any]:
+    """Dotted fields of `chosen` that differ from `base`."""
+    return {name: value for name, (_, value) in diff(base, chosen).items()}

@@ -1,0 +1,81 @@
+"""The process that makes one plan: `python -m refvlm_jax.plan.worker REQUEST ANSWER`.
+
+A process of its own, because the variables below must be set before JAX starts, libtpu holds a lock
+while it is loaded, and the memory of a compilation should go when it is done.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from refvlm_jax.config.resolve import resolve, to_dict
+from refvlm_jax.config.schema import RunConfig
+from refvlm_jax.plan.pods import Pod, parse_pod
+
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    # There is no metadata server to ask on a machine without TPUs.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+def make_plan(
+    config: RunConfig, pod: Pod, *, analytic: bool = False, verbose: bool = False
+) -> dict[str, Any]:
+    """Plans in a new process; see `plan.report.plan` for the answer.
+
+    Raises:
+      ValueError: the plan cannot be made, with the remedy.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        request.write_text(
+            json.dumps({"config": to_dict(config), "pod": pod.name, "analytic": analytic})
+        )
+        environment = {**os.environ, **_ENVIRONMENT}
+        if pod.device.platform == "cuda":
+            # Tuning kernels needs the GPU itself.
+            flags = environment.get("XLA_FLAGS", "")
+            environment["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
+        command = [sys.executable, "-m", "refvlm_jax.plan.worker", str(request), str(answer)]
+        log = None if verbose else subprocess.PIPE
+        done = subprocess.run(command, env=environment, stdout=log, stderr=log, text=True)
+        if not answer.exists():
+            lines = (done.stderr or "").strip().splitlines()
+            raise ValueError(
+                f"planning for {pod.name} ended with status {done.returncode}: "
+                f"{lines[-1] if lines else 'no message'}; run it again with --verbose"
+            )
+        found = json.loads(answer.read_text())
+    if "error" in found:
+        raise ValueError(found["error"])
+    return found
+
+
+def main(request: Path, answer: Path) -> None:
+    """Makes the plan that `request` asks for and writes it to `answer`."""
+    asked = json.loads(request.read_text())
+    pod = parse_pod(asked["pod"])
+    import jax
+
+    if pod.device.platform == "cpu" and not asked["analytic"]:
+        jax.config.update("jax_num_cpu_devices", pod.devices)
+    from refvlm_jax.plan.report import plan
+
+    try:
+        found: dict[str, Any] = plan(resolve(asked["config"]), pod, analytic=asked["analytic"])
+    except ValueError as error:
+        found = {"error": str(error)}
+    scratch = answer.with_suffix(".tmp")
+    scratch.write_text(json.dumps(found))
+    os.replace(scratch, answer)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
