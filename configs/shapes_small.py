@@ -9,7 +9,7 @@ def get_config() -> ConfigDict:
     """`shapes_tiny`, larger and longer."""
     config = base()
     config.name = "shapes_small"
-    config.model.vision.update(width=128, layers=3, mlp_dim=256)
+    config.model.vision.update(width=128, layers=4, mlp_dim=512)
     config.model.llama.update(width=128, layers=4, heads=4, kv_heads=4, mlp_dim=352)
     config.model.box.update(width=128, mlp_dim=256)
     # The stem's finest map doubles the resolution of the masks.

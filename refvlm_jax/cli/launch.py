@@ -51,6 +51,4 @@ def run(args: argparse.Namespace) -> int:
     )
     for path in write(render(launch), args.out):
         print(path)
-    if asked and launch.answer is None:
-        print(f"note: nothing is known about the memory of {args.pod}; no plan was made")
     return 0

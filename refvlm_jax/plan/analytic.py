@@ -6,6 +6,7 @@ positions. State is exact; activations are the peak of `plan.liveness` over thos
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def estimate(config: RunConfig, devices: int) -> Estimate:
     )
 
 
-def local_config(config: RunConfig, mesh: dict[str, int]) -> RunConfig:
+def local_config(config: RunConfig, mesh: Mapping[str, int]) -> RunConfig:
     """The run as one device sees it: one micro-batch of its rows, its heads and its positions."""
     rules = make_rules(config.mesh)
     batch_axes = rules.batch or ()

@@ -5,10 +5,8 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import tomllib
-import types
 
 import jax
 import pytest
@@ -18,10 +16,12 @@ from hypothesis import strategies as st
 
 from refvlm_jax.cli.main import main
 from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.launching.fits import fits
 from refvlm_jax.launching.pods import parse_pod
 from refvlm_jax.launching.render import FILES, Launch, LaunchError, render, write
 from refvlm_jax.launching.xla_flags import flag_sets, flags_of
+from refvlm_jax.plan.pods import Pod
 from refvlm_jax.testing.toy import toy_config
 
 FSDP = {"preset": "fsdp", "shape": (-1, 8, 1, 1)}
@@ -286,14 +286,12 @@ def test_refusals():
         render(launch("tpu_vm", "v5e-64", mesh={"preset": "fsdp", "shape": (1, 32, 1, 1)}))
 
 
-def test_the_plan_is_asked_when_it_is_there(monkeypatch):
-    config = toy_config()
-    monkeypatch.setitem(sys.modules, "refvlm_jax.plan", None)
-    assert fits(config, "v5e-64") is None
-    plan = types.ModuleType("refvlm_jax.plan")
-    plan.fits = lambda config, pod: pod == "v5e-64"
-    monkeypatch.setitem(sys.modules, "refvlm_jax.plan", plan)
-    assert fits(config, "v5e-64") is True and fits(config, "v5e-16") is False
+def test_the_plan_is_asked(monkeypatch):
+    def make_plan(config: RunConfig, pod: Pod, *, analytic: bool) -> dict:
+        return {"fits": analytic and pod.devices == 64}
+
+    monkeypatch.setattr("refvlm_jax.launching.fits.make_plan", make_plan)
+    assert fits(toy_config(), "v5e-64") and not fits(toy_config(), "v5e-16")
 
 
 RECIPE = """
@@ -306,9 +304,7 @@ def test_the_command_writes_the_files_or_nothing(tmp_path, monkeypatch, capsys):
     recipe, out = tmp_path / "toy.py", tmp_path / "out"
     recipe.write_text(RECIPE)
     arguments = ["launch", "render", "--config", str(recipe), "--target", "slurm"]
-    plan = types.ModuleType("refvlm_jax.plan")
-    plan.fits = lambda config, pod: False
-    monkeypatch.setitem(sys.modules, "refvlm_jax.plan", plan)
+    monkeypatch.setattr("refvlm_jax.launching.fits.make_plan", lambda *_, **__: {"fits": False})
     assert main([*arguments, "--pod", "h100-2x8", "--out", str(out)]) == 2
     assert "does not fit the memory of h100-2x8" in capsys.readouterr().err and not out.exists()
     assert main([*arguments, "--pod", "h100-2x8", "--out", str(out), "--no-plan"]) == 0
