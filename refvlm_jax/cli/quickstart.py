@@ -93,7 +93,7 @@ def prepare(world: WorldConfig, workdir: Path) -> dict[str, Path]:
     generate(native, level=world.level, scenes=scenes, seed=world.seed)
     folders = {split: workdir / "vt_instruct" / split for split in scenes}
     for split, folder in folders.items():
-        build(shapes_world_recipe(native, split), folder)
+        build(shapes_world_recipe(native, split), folder, workers=os.cpu_count() or 1)
     return folders
 
 

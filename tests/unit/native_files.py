@@ -49,7 +49,9 @@ def draw(path: Path, values: np.ndarray) -> Path:
 
 
 def photo(path: Path, width: int = 60, height: int = 50) -> Path:
-    return draw(path, np.full((height, width, 3), 90, np.uint8))
+    pixels = np.full((height, width, 3), 90, np.uint8)
+    pixels[: height // 2] = 160  # a picture of one colour is taken for a placeholder
+    return draw(path, pixels)
 
 
 def sound(dialogs: list[Dialog]) -> list[Dialog]:

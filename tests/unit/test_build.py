@@ -51,7 +51,7 @@ def test_finished_work_is_kept(world: Path, tmp_path: Path, capsys: pytest.Captu
     again = build(recipe, out, progress=False)
     assert again.counts == first.counts and "built already" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == stamps
-    assert sum(build(recipe, out, limit=2, progress=False).counts.values()) == 18
+    assert sum(build(recipe, out, limit=2, progress=False).counts.values()) == 20
 
 
 def test_bad_pictures_are_dropped_with_every_dialogue_about_them(

@@ -225,7 +225,7 @@ def test_coordinate_register(world):
 def test_templates_get_register_and_generator(world, monkeypatch):
     calls = []
 
-    def render(bank, slots, *, register, rng, regions, limit):
+    def render(bank, slots, *, register, rng, regions, limit, index):
         calls.append((bank, slots, register, rng is not None))
         return "Where?"
 
