@@ -335,7 +335,7 @@ def hash64(text: str) -> int:
 
 def content_hash(dialog: Dialog, digest: int) -> int:
     """Equal for dialogues of a source that ask and answer the same about the same picture."""
-    regions = [asdict(region) for region in dialog.regions]
-    turns = [asdict(turn) | {"references": []} for turn in dialog.turns]
-    content = msgpack.packb([dialog.source, digest, turns, regions], use_bin_type=True)
+    turns = [vars(turn) | {"references": []} for turn in dialog.turns]
+    whole = [dialog.source, digest, turns, dialog.regions]
+    content = msgpack.packb(whole, default=vars, use_bin_type=True)
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

@@ -5,6 +5,7 @@ string is therefore taken apart and checked here first.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,9 @@ def tight_box(counts: bytes, h: int, w: int) -> tuple[int, int, int, int] | None
     return int(x), int(y), int(x + width), int(y + height)
 
 
+@lru_cache(maxsize=256)  # rules, prompts and targets of a record ask for the same mask in turn
 def runs(counts: bytes, h: int, w: int) -> np.ndarray:
-    """Lengths of the alternating runs of zeros and ones, int64[n], zeros first.
+    """Lengths of the alternating runs of zeros and ones, read-only int64[n], zeros first.
 
     Raises:
       ValueError: the string is damaged or its runs do not fill `h` x `w` pixels.
@@ -49,6 +51,7 @@ def runs(counts: bytes, h: int, w: int) -> np.ndarray:
             f"RLE runs cover {lengths.sum()} pixels, expected {h} x {w} = {h * w}: "
             "the string is damaged or has another size"
         )
+    lengths.flags.writeable = False
     return lengths
 
 
