@@ -261,7 +261,7 @@ def _fits_hint(hint: Any) -> Callable[[Any], bool]:
         return lambda value: any(fits(value) for fits in inner)
     if hint is float:
         return _is_number
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return lambda value: isinstance(value, hint)
     return lambda value: (
         isinstance(value, hint) and _is_plain(value) and (hint is bool or type(value) is not bool)
