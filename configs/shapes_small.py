@@ -1,4 +1,4 @@
-"""The longer recipe: the quickstart's model half as wide again, finer masks, about an hour on a CPU."""
+"""The longer recipe: the quickstart's model half as wide again, finer masks, more steps."""
 
 from ml_collections import ConfigDict
 

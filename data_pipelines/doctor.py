@@ -19,7 +19,8 @@ from data_pipelines.validate import validate
 from refvlm_jax.batch import BatchSpec
 
 _NAMED = 5  # problems spelt out for each check
-_SPEC = BatchSpec(
+# Room for any record; pictures and masks themselves are not looked at.
+ROOMY = BatchSpec(
     seq_len=8192, image_size=64, prompts=64, refs=400, mask_refs=400, mask_size=32,
     kpt_refs=400, depth_refs=8, depth_size=32,
 )  # fmt: skip
@@ -78,7 +79,7 @@ def examine(folder: Path, tokenizer: Tokenizer, *, sample: int = 200) -> Iterato
     yield _each("schema", chosen, schema)
     root = Path(manifest["image_root"])
     yield _each("pictures", sorted(dialogs), lambda index: _picture(dialogs[index], root))
-    options = EncodeOptions(spec=_SPEC)
+    options = EncodeOptions(spec=ROOMY)
     yield _each(
         "rows", sorted(dialogs), lambda index: _row(dialogs[index], root, tokenizer, options)
     )

@@ -10,27 +10,22 @@ import jinja2
 import numpy as np
 
 from data_pipelines.build_report import CODES, rows_of
+from data_pipelines.doctor import ROOMY
 from data_pipelines.encode import EncodeOptions, encode_row
 from data_pipelines.entries import hash64
 from data_pipelines.images import load_image
-from data_pipelines.records import Dialog, PromptKind, Turn
+from data_pipelines.records import Dialog
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tasks import TASKS
 from data_pipelines.templates import render as render_template
 from data_pipelines.tokenizer import Tokenizer
-from refvlm_jax.batch import TEXT, BatchSpec
-from refvlm_jax.cli.truths import rle_of, truth_of
+from refvlm_jax.batch import TEXT
+from refvlm_jax.cli.truths import drawn_prompts, truth_of
 from refvlm_jax.eval.answer_html import answer_html, question_html
-from refvlm_jax.eval.overlay import RegionPrompt, image_element, overlay_svg
+from refvlm_jax.eval.overlay import image_element, overlay_svg
 from refvlm_jax.eval.overlay_units import depth_range
 from refvlm_jax.eval.records import write_text
 from refvlm_jax.trp.tokens import IGNORE_ID
-
-# Room for any record; pictures and masks themselves are not looked at here.
-_SPEC = BatchSpec(
-    seq_len=8192, image_size=32, prompts=64, refs=400, mask_refs=400, mask_size=16,
-    kpt_refs=400, depth_refs=8, depth_size=16,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,23 +128,10 @@ def _turn(dialog: Dialog, number: int, image: np.ndarray | None, root: Path) -> 
         width,
         height,
         label=f"{dialog.task_id}: {question}",
-        prompts=_prompts(dialog, turn),
+        prompts=drawn_prompts(dialog, turn),
         depth_span=depth_range(truth),
     )
     return Shown(question_html(question), answer, drawing)
-
-
-def _prompts(dialog: Dialog, turn: Turn) -> list[RegionPrompt]:
-    found = []
-    for prompt in turn.prompts:
-        region = dialog.regions[prompt.region]
-        if prompt.kind is PromptKind.BOX:
-            found.append(RegionPrompt(box=region.box))
-        elif prompt.kind is PromptKind.POINT and region.point is not None:
-            found.append(RegionPrompt(point=region.point))
-        else:
-            found.append(RegionPrompt(rle=rle_of(region.mask)))
-    return found
 
 
 def tokens_html(dialog: Dialog, root: Path, tokenizer: Tokenizer) -> str:
@@ -158,16 +140,16 @@ def tokens_html(dialog: Dialog, root: Path, tokenizer: Tokenizer) -> str:
     Questions use the first template of their bank.
     """
     try:
-        row = encode_row([dialog], root, tokenizer, EncodeOptions(spec=_SPEC), None)
+        row = encode_row([dialog], root, tokenizer, EncodeOptions(spec=ROOMY), None)
     except ValueError as error:
         return f'<p class="problem">{escape(str(error))}</p>'
     pieces, length = [], int((row["segment_ids"] > 0).sum())
-    first_prompt = _SPEC.images * _SPEC.image_tokens
+    first_prompt = ROOMY.images * ROOMY.image_tokens
     place = 0
     while place < length:
         if (index := int(row["visual_index"][place])) != TEXT:
             picture = index < first_prompt
-            count = _SPEC.image_tokens if picture else _SPEC.prompt_tokens
+            count = ROOMY.image_tokens if picture else ROOMY.prompt_tokens
             pieces.append(f'<i class="visual">{"picture" if picture else "region"} x{count}</i>')
             place += count
             continue

@@ -6,11 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from data_pipelines.images import load_image
-from data_pipelines.records import Dialog, PromptKind
 from refvlm_jax.cli.evaluate import Split
-from refvlm_jax.cli.truths import rle_of
+from refvlm_jax.cli.truths import drawn_prompts
 from refvlm_jax.config.schema import RunConfig
-from refvlm_jax.eval.overlay import RegionPrompt
 from refvlm_jax.eval.report import Sample, write_report
 from refvlm_jax.train.metrics import read_metrics
 
@@ -42,7 +40,10 @@ def write_html(
         metrics_history=read_metrics(workdir / "metrics.jsonl"),
         scores={name: split.scores for name, split in splits.items()},
         samples=[_sample(first, index) for index in chosen],
-        prompts={first.dialogs[k].uid: _prompts(first.dialogs[k]) for k in chosen},
+        prompts={
+            first.dialogs[k].uid: drawn_prompts(first.dialogs[k], first.dialogs[k].turns[0])
+            for k in chosen
+        },
     )
 
 
@@ -62,16 +63,3 @@ def _sample(split: Split, index: int) -> Sample:
     truth, image = split.truths[index], split.dialogs[index].image
     assert image is not None
     return truth, split.predictions.get(truth.uid), load_image(image, split.image_root)
-
-
-def _prompts(dialog: Dialog) -> list[RegionPrompt]:
-    found = []
-    for prompt in dialog.turns[0].prompts:
-        region = dialog.regions[prompt.region]
-        if prompt.kind is PromptKind.BOX:
-            found.append(RegionPrompt(box=region.box))
-        elif prompt.kind is PromptKind.POINT and region.point is not None:
-            found.append(RegionPrompt(point=region.point))
-        else:
-            found.append(RegionPrompt(rle=rle_of(region.mask)))
-    return found

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.records import Depth, Dialog, Mask, Region
+from data_pipelines.records import Depth, Dialog, Mask, PromptKind, Region, Turn
 from data_pipelines.templates import render as render_template
+from refvlm_jax.eval.overlay import RegionPrompt
 from refvlm_jax.eval.records import DepthMap, Instance, Triplet, Truth
 from refvlm_jax.trp.format import AnswerStyle
 from refvlm_jax.trp.render import render_answer
@@ -109,3 +110,17 @@ def rle_of(mask: Mask | None) -> dict[str, Any] | None:
     if mask is None:
         return None
     return {"size": [mask.h, mask.w], "counts": mask.counts.decode("ascii")}
+
+
+def drawn_prompts(dialog: Dialog, turn: Turn) -> list[RegionPrompt]:
+    """The region prompts of a turn as they are drawn on the picture."""
+    found = []
+    for prompt in turn.prompts:
+        region = dialog.regions[prompt.region]
+        if prompt.kind is PromptKind.BOX:
+            found.append(RegionPrompt(box=region.box))
+        elif prompt.kind is PromptKind.POINT and region.point is not None:
+            found.append(RegionPrompt(point=region.point))
+        else:
+            found.append(RegionPrompt(rle=rle_of(region.mask)))
+    return found

@@ -1,15 +1,10 @@
-"""The machines a launch script can ask for, by the names their vendors use.
+"""What the pods of `refvlm_jax.plan.pods` are called where they are rented."""
 
-`v5e-256` and `v6e-64` count chips, `v4-128` and `v5p-64` count TensorCores (two a chip), as Google
-Cloud does; `x2` behind a name asks for two slices. `h100-8x8` is nodes x GPUs.
-"""
-
-import math
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.plan import pods as described
 
 TPU_HOST_CHIPS = 4
 
@@ -18,52 +13,66 @@ TPU_HOST_CHIPS = 4
 class TpuFamily:
     """What one TPU generation is called where."""
 
-    cores: int
-    """What the number in a pod's name counts, a chip."""
     gcloud: str
     """Prefix of the accelerator type."""
     runtime: str
     """Software version of its virtual machines."""
     gke: str
     """Node label `cloud.google.com/gke-tpu-accelerator`."""
-    dims: int
-    """Dimensions of its torus."""
     largest: int
     """Chips of the largest slice."""
 
 
 FAMILIES = {
-    "v4": TpuFamily(cores=2, gcloud="v4", runtime="tpu-ubuntu2204-base", gke="tpu-v4-podslice",
-                    dims=3, largest=4096),
-    "v5e": TpuFamily(cores=1, gcloud="v5litepod", runtime="v2-alpha-tpuv5-lite",
-                     gke="tpu-v5-lite-podslice", dims=2, largest=256),
-    "v5p": TpuFamily(cores=2, gcloud="v5p", runtime="v2-alpha-tpuv5", gke="tpu-v5p-slice",
-                     dims=3, largest=6144),
-    "v6e": TpuFamily(cores=1, gcloud="v6e", runtime="v2-alpha-tpuv6e", gke="tpu-v6e-slice",
-                     dims=2, largest=256),
+    "v4": TpuFamily(gcloud="v4", runtime="tpu-ubuntu2204-base", gke="tpu-v4-podslice",
+                    largest=4096),
+    "v5e": TpuFamily(gcloud="v5litepod", runtime="v2-alpha-tpuv5-lite", gke="tpu-v5-lite-podslice",
+                     largest=256),
+    "v5p": TpuFamily(gcloud="v5p", runtime="v2-alpha-tpuv5", gke="tpu-v5p-slice", largest=6144),
+    "v6e": TpuFamily(gcloud="v6e", runtime="v2-alpha-tpuv6e", gke="tpu-v6e-slice", largest=256),
 }  # fmt: skip
-GPUS = {"a100": "A100", "h100": "H100", "h200": "H200"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Pod:
-    """A set of machines."""
+    """A described pod as the machines that are started for it."""
 
-    name: str
-    kind: Literal["tpu", "gpu"]
-    model: str
-    """Key of `FAMILIES` or `GPUS`."""
-    slices: int
-    """TPU slices joined by the data-centre network; 1 for GPUs."""
-    hosts: int
-    """Machines of one slice, or GPU nodes."""
-    devices: int
-    """Chips or GPUs, all slices together."""
+    described: described.Pod
+
+    @property
+    def name(self) -> str:
+        """Its name in lower case."""
+        return self.described.name.lower()
+
+    @property
+    def kind(self) -> Literal["tpu", "gpu"]:
+        """Which kind of device it has."""
+        return "tpu" if self.described.device.platform == "tpu" else "gpu"
+
+    @property
+    def model(self) -> str:
+        """Generation of its devices, such as `v5e` or `h100`."""
+        return self.described.device.kind
+
+    @property
+    def slices(self) -> int:
+        """TPU slices joined by the data-centre network; 1 for GPUs."""
+        return self.described.slices
+
+    @property
+    def devices(self) -> int:
+        """Chips or GPUs, all slices together."""
+        return self.described.devices
 
     @property
     def devices_per_host(self) -> int:
         """Chips or GPUs of one machine."""
-        return self.devices // self.slices // self.hosts
+        return TPU_HOST_CHIPS if self.kind == "tpu" else self.described.local
+
+    @property
+    def hosts(self) -> int:
+        """Machines of one slice, or GPU nodes."""
+        return self.devices // self.slices // self.devices_per_host
 
     @property
     def family(self) -> TpuFamily:
@@ -73,65 +82,30 @@ class Pod:
     @property
     def accelerator_type(self) -> str:
         """Accelerator type of one slice for `gcloud`."""
-        return f"{self.family.gcloud}-{self.devices // self.slices * self.family.cores}"
+        cores = 2 if self.described.device.naming == "cores" else 1
+        return f"{self.family.gcloud}-{self.described.local * cores}"
 
     @property
     def topology(self) -> str:
         """Chips of one slice along each dimension, for example `8x8` or `2x4x4`."""
-        return "x".join(map(str, topology(self.devices // self.slices, self.family.dims)))
-
-
-def topology(chips: int, dims: int) -> tuple[int, ...]:
-    """The most cubic power-of-two torus with this many chips, shortest dimension first."""
-    power = int(math.log2(chips))
-    base, longer = divmod(power, dims)
-    sides = tuple(2 ** (base + (i >= dims - longer)) for i in range(dims))
-    # One host is a 2 x 2 x 1 block, written with its flat dimension last.
-    return (2, 2, 1) if dims == 3 and chips == 4 else sides
+        return "x".join(map(str, self.described.topology))
 
 
 def parse_pod(name: str) -> Pod:
-    """A pod by name.
+    """A pod by name, see `refvlm_jax.plan.pods.parse_pod`.
 
     Raises:
       ConfigError: unknown machines, or a size that is not sold.
     """
-    text = name.lower()
-    if match := re.fullmatch(r"(\w+?)-(\d+)(?:x(\d+))?", text):
-        model, first, second = match[1], int(match[2]), int(match[3] or 1)
-        if model in FAMILIES:
-            return _tpu(name, model, first, second)
-        if model in GPUS:
-            nodes, gpus = (first, second) if match[3] else (1, first)
-            if not (nodes >= 1 and 1 <= gpus <= 8):
-                raise ConfigError(f"pod {name!r}: a node has 1 to 8 GPUs; write {model}-NODESxGPUS")
-            return Pod(
-                name=text, kind="gpu", model=model, slices=1, hosts=nodes, devices=nodes * gpus
-            )
-    known = ", ".join([f"{f}-N" for f in FAMILIES] + [f"{g}-NODESxGPUS" for g in GPUS])
-    raise ConfigError(
-        f"pod {name!r} is not known; use one of {known}, for example v5e-64 or h100-8x8"
-    )
-
-
-def _tpu(name: str, model: str, size: int, slices: int) -> Pod:
-    family = FAMILIES[model]
-    chips, rest = divmod(size, family.cores)
-    if (
-        rest
-        or chips < TPU_HOST_CHIPS
-        or chips & (chips - 1)
-        or chips > family.largest
-        or not slices
-    ):
-        sizes = f"{TPU_HOST_CHIPS * family.cores} times a power of two"
-        counted = "TensorCores" if family.cores == 2 else "chips"
+    pod = Pod(described.parse_pod(name))
+    local = pod.described.local
+    if pod.described.device.platform == "cpu":
+        raise ConfigError(f"pod {name!r} has no accelerators; use --target local")
+    if pod.kind == "gpu" and local > 8:
+        raise ConfigError(f"pod {name!r}: a node has 1 to 8 GPUs; write {pod.model}-NODESxGPUS")
+    if pod.kind == "tpu" and not TPU_HOST_CHIPS <= local <= pod.family.largest:
         raise ConfigError(
-            f"pod {name!r}: the {model} slices launched here have {sizes} {counted}, up to "
-            f"{family.largest * family.cores}"
+            f"pod {name!r}: the {pod.model} slices launched here have {TPU_HOST_CHIPS} to "
+            f"{pod.family.largest} chips, and this one {local}"
         )
-    hosts = chips // TPU_HOST_CHIPS
-    return Pod(
-        name=name.lower(), kind="tpu", model=model, slices=slices, hosts=hosts,
-        devices=chips * slices,
-    )  # fmt: skip
+    return pod
