@@ -17,10 +17,9 @@ from data_pipelines.images import load_image
 from data_pipelines.records import Dialog
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tasks import TASKS
-from data_pipelines.templates import render as render_template
 from data_pipelines.tokenizer import Tokenizer
 from refvlm_jax.batch import TEXT
-from refvlm_jax.cli.truths import drawn_prompts, truth_of
+from refvlm_jax.cli.truths import Question, drawn_prompts, truth_of, words_of
 from refvlm_jax.eval.answer_html import answer_html, question_html
 from refvlm_jax.eval.overlay import image_element, overlay_svg
 from refvlm_jax.eval.overlay_units import depth_range
@@ -112,14 +111,14 @@ def card_of(dialog: Dialog, root: Path) -> Card:
 
 
 def _turn(dialog: Dialog, number: int, image: np.ndarray | None, root: Path) -> Shown:
-    turn = dialog.turns[number]
-    question = turn.literal or render_template(turn.bank, turn.slots)
+    question = Question(dialog, number)
+    words = words_of(question.turn)
     if dialog.image is None:
-        return Shown(question_html(question), escape(turn.answer), "")
-    truth = truth_of(replace(dialog, turns=[turn]), image_root=root)
-    answer = answer_html(turn.answer, truth.triplets)
+        return Shown(question_html(words), escape(question.turn.answer), "")
+    truth = truth_of(question, image_root=root)
+    answer = answer_html(question.turn.answer, truth.triplets)
     if image is None:
-        return Shown(question_html(question), answer, "")
+        return Shown(question_html(words), answer, "")
     width, height = dialog.image.width, dialog.image.height
     name = f"p{hash64(dialog.uid):x}-{number}"
     drawing = overlay_svg(
@@ -127,11 +126,11 @@ def _turn(dialog: Dialog, number: int, image: np.ndarray | None, root: Path) -> 
         image_element(image, name, width, height),
         width,
         height,
-        label=f"{dialog.task_id}: {question}",
-        prompts=drawn_prompts(dialog, turn),
+        label=f"{dialog.task_id}: {words}",
+        prompts=drawn_prompts(question),
         depth_span=depth_range(truth),
     )
-    return Shown(question_html(question), answer, drawing)
+    return Shown(question_html(words), answer, drawing)
 
 
 def tokens_html(dialog: Dialog, root: Path, tokenizer: Tokenizer) -> str:

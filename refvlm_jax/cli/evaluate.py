@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.records import Dialog
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tasks import TASKS
 from refvlm_jax.ckpt.manager import load_params
 from refvlm_jax.cli.data_setup import answer_style, majority_answer
 from refvlm_jax.cli.predict import make_engine, predict
-from refvlm_jax.cli.truths import select, truth_of
+from refvlm_jax.cli.truths import Question, select, truth_of
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.eval.baselines import Baseline, trivial_baselines
@@ -29,7 +28,7 @@ class Split:
 
     name: str
     image_root: Path
-    dialogs: list[Dialog]
+    questions: list[Question]
     truths: list[Truth]
     predictions: dict[str, Prediction]
     scores: ScoreTable
@@ -90,20 +89,20 @@ def evaluate(
     wanted = set(tasks or answerable(config))
     records = (store[i] for i in range(len(store)))
     chosen = (d for d in records if d.task_id in wanted and d.image is not None)
-    dialogs = select(chosen, config.eval.limit if limit is None else limit)
+    questions = select(chosen, config.eval.limit if limit is None else limit)
     root = Path(read_manifest(data)["image_root"])
     engine = make_engine(config, params)
     out.mkdir(parents=True, exist_ok=True)
     note, depth_folder = f"answering {name}", out / f"{name}.depth"
-    predictions = list(predict(engine, config, dialogs, root, note, depth_folder=depth_folder))
-    truths = [truth_of(dialog, answer_style(config.data), root) for dialog in dialogs]
+    predictions = list(predict(engine, config, questions, root, note, depth_folder=depth_folder))
+    truths = [truth_of(question, answer_style(config.data), root) for question in questions]
     write_records(out / f"{name}.predictions.jsonl", predictions)
     write_records(out / f"{name}.truths.jsonl", truths)
     by_uid = {prediction.uid: prediction for prediction in predictions}
     trivial = trivial_baselines(truths, majority_answer=majority)
     shown = {"trivial": {task: baseline.metrics for task, baseline in trivial.items()}}
     scores = score(truths, by_uid, baselines=shown)
-    return Split(name, root, dialogs, truths, by_uid, scores, trivial)
+    return Split(name, root, questions, truths, by_uid, scores, trivial)
 
 
 def answerable(config: RunConfig) -> list[str]:

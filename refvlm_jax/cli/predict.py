@@ -1,6 +1,7 @@
 """Answering the held-out questions of a dataset and writing prediction records."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import numpy as np
 from rich.progress import track
 
 from data_pipelines.encode import EncodeOptions, encode_prompt
-from data_pipelines.records import Dialog
+from data_pipelines.images import ImageError
+from data_pipelines.options import EncodeError
+from data_pipelines.records import MediaRef
+from data_pipelines.rows import Row
 from data_pipelines.tokenizer import Tokenizer
 from refvlm_jax.batch import Batch, empty_row
 from refvlm_jax.cli.data_setup import encode_options, tokenizer_of
 from refvlm_jax.cli.run import build_model
+from refvlm_jax.cli.truths import Question
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.eval.depth_maps import beside, within
 from refvlm_jax.eval.records import DepthMap, Instance, Prediction, Triplet
@@ -23,6 +28,8 @@ from refvlm_jax.rle import encode as encode_rle
 from refvlm_jax.train.model_def import define
 from refvlm_jax.trp.commands import COMMANDS
 from refvlm_jax.trp.coords import parse_coords
+
+_LOG = logging.getLogger(__name__)
 
 
 def make_engine(config: RunConfig, params: Mapping[str, np.ndarray]) -> Engine:
@@ -43,59 +50,69 @@ def make_engine(config: RunConfig, params: Mapping[str, np.ndarray]) -> Engine:
 def predict(
     engine: Engine,
     config: RunConfig,
-    dialogs: Sequence[Dialog],
+    questions: Sequence[Question],
     image_root: Path,
     note: str,
     *,
     depth_folder: Path | None = None,
 ) -> Iterator[Prediction]:
-    """One prediction for the first question of every dialogue, in order.
+    """One prediction for every question, in order; none, and a warning, where it cannot be asked.
 
     Depth maps go to files of `depth_folder`, which is made when there is one, or into the records.
     """
     options, tokenizer = encode_options(config, fixed_template=True), tokenizer_of(config)
     size = config.eval.batch_size
-    starts = range(0, len(dialogs), size)
-    for start in track(starts, description=note):
-        chunk = dialogs[start : start + size]
-        batch = prompt_batch(chunk, size, image_root, tokenizer, options)
-        answers = engine.answer(batch, [_request(dialog) for dialog in chunk])
-        for dialog, answer in zip(chunk, answers, strict=True):
-            yield _prediction(dialog, answer, config, depth_folder)
+    for start in track(range(0, len(questions), size), description=note):
+        chunk = questions[start : start + size]
+        asked, batch = prompt_batch(chunk, size, image_root, tokenizer, options)
+        answers = engine.answer(batch, [_request(question) for question in asked])
+        for question, answer in zip(asked, answers, strict=True):
+            yield _prediction(question, answer, config, depth_folder)
 
 
 def prompt_batch(
-    dialogs: Sequence[Dialog],
+    questions: Sequence[Question],
     size: int,
     image_root: Path,
     tokenizer: Tokenizer,
     options: EncodeOptions,
-) -> Batch:
-    """Prompt rows of the dialogues, filled up to `size` with empty ones."""
-    rows = [encode_prompt(d, 0, image_root, tokenizer, options) for d in dialogs]
-    for number, row in enumerate(rows):
-        row["sample_id"] = np.asarray(number, np.int32)
+) -> tuple[list[Question], Batch]:
+    """The questions that can be asked, and their prompts as `size` rows, the last ones empty."""
+    asked: list[Question] = []
+    rows: list[Row] = []
+    for question in questions:
+        try:
+            row = encode_prompt(question.dialog, question.number, image_root, tokenizer, options)
+        except (EncodeError, ImageError) as error:
+            _LOG.warning("not asked, and scored as not answered: %s", error)
+            continue
+        row["sample_id"] = np.asarray(len(asked), np.int32)
+        asked.append(question)
+        rows.append(row)
     rows += [empty_row(options.spec)] * (size - len(rows))
-    return Batch.from_dict({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    return asked, Batch.from_dict({name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
-def _request(dialog: Dialog) -> Request:
-    assert dialog.image is not None
-    unit = COMMANDS[dialog.turns[0].task_name].unit
-    return Request(width=dialog.image.width, height=dialog.image.height, unit=unit)
+def _request(question: Question) -> Request:
+    image = question.dialog.image
+    assert image is not None
+    unit = COMMANDS[question.turn.task_name].unit
+    return Request(width=image.width, height=image.height, unit=unit)
 
 
 def _prediction(
-    dialog: Dialog, answer: Answer, config: RunConfig, depth_folder: Path | None
+    question: Question, answer: Answer, config: RunConfig, depth_folder: Path | None
 ) -> Prediction:
+    dialog = question.dialog
     assert dialog.image is not None
     text = answer.text
     if config.data.register == "coord":
-        triplets = _written_boxes(dialog, answer)
+        triplets = _written_boxes(dialog.image, answer)
     else:
-        triplets = _triplets(answer, dialog.uid, depth_folder)
+        triplets = _triplets(answer, question.uid, depth_folder)
     return Prediction(
-        uid=dialog.uid,
+        uid=question.uid,
+        turn=question.number,
         task_id=dialog.task_id,
         image=dialog.image.path,
         width=dialog.image.width,
@@ -156,10 +173,9 @@ def _instance(reference: DecodedReference, depth: DepthMap | None) -> Instance:
     )
 
 
-def _written_boxes(dialog: Dialog, answer: Answer) -> list[Triplet]:
+def _written_boxes(image: MediaRef, answer: Answer) -> list[Triplet]:
     """Boxes of an answer that writes them as coordinates of the padded square."""
-    assert dialog.image is not None
-    square = PaddedSquare(dialog.image.width, dialog.image.height)
+    square = PaddedSquare(image.width, image.height)
     offset = np.array([square.offset_x, square.offset_y] * 2, np.float64)
     triplets = []
     for bracket in parse_coords(answer.text.text):

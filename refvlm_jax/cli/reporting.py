@@ -41,8 +41,8 @@ def write_html(
         scores={name: split.scores for name, split in splits.items()},
         samples=[_sample(first, index) for index in chosen],
         prompts={
-            first.dialogs[k].uid: drawn_prompts(first.dialogs[k], first.dialogs[k].turns[0])
-            for k in chosen
+            question.uid: drawn_prompts(question)
+            for question in map(first.questions.__getitem__, chosen)
         },
     )
 
@@ -60,6 +60,6 @@ def _chosen(split: Split) -> list[int]:
 
 
 def _sample(split: Split, index: int) -> Sample:
-    truth, image = split.truths[index], split.dialogs[index].image
+    truth, image = split.truths[index], split.questions[index].dialog.image
     assert image is not None
     return truth, split.predictions.get(truth.uid), load_image(image, split.image_root)

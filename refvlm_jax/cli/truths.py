@@ -1,10 +1,11 @@
-"""Dialogues of a held-out dataset as ground truth for scoring."""
+"""Questions of a held-out dataset and their ground truth for scoring."""
 
 import base64
 import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,53 @@ from refvlm_jax.trp.render import render_answer
 from refvlm_jax.trp.spans import TextSpan
 
 
-def select(dialogs: Iterable[Dialog], limit: int) -> list[Dialog]:
-    """At most `limit` dialogues of each task (0 = all), chosen by a hash of the uid.
+@dataclass(frozen=True)
+class Question:
+    """One turn of a dialogue; the turns before it, with their true answers, are its history."""
 
-    The choice is the same on every machine and does not depend on the order of the records.
+    dialog: Dialog
+    number: int = 0
+
+    @property
+    def turn(self) -> Turn:
+        """The turn that is asked."""
+        return self.dialog.turns[self.number]
+
+    @property
+    def uid(self) -> str:
+        """That of the dialogue, and behind `#` the number of a later turn."""
+        return f"{self.dialog.uid}#{self.number}" if self.number else self.dialog.uid
+
+
+def select(dialogs: Iterable[Dialog], limit: int) -> list[Question]:
+    """At most `limit` questions of each task (0 = all), chosen by a hash of the uid.
+
+    Every supervised turn is a question. The choice is the same on every machine and does not depend
+    on the order of the records.
     """
-    by_task: dict[str, list[Dialog]] = defaultdict(list)
+    by_task: dict[str, list[Question]] = defaultdict(list)
     for dialog in dialogs:
-        by_task[dialog.task_id].append(dialog)
+        asked = [Question(dialog, n) for n, turn in enumerate(dialog.turns) if turn.supervise]
+        by_task[dialog.task_id] += asked
     chosen = []
     for task in sorted(by_task):
-        ranked = sorted(by_task[task], key=lambda d: hashlib.sha256(d.uid.encode()).digest())
+        ranked = sorted(by_task[task], key=lambda q: hashlib.sha256(q.uid.encode()).digest())
         chosen += ranked[:limit] if limit else ranked
     return chosen
 
 
-def truth_of(dialog: Dialog, style: AnswerStyle = "plan", image_root: Path | None = None) -> Truth:
-    """Ground truth of the first turn of a dialogue, in pixels of its picture.
+def truth_of(
+    question: Question, style: AnswerStyle = "plan", image_root: Path | None = None
+) -> Truth:
+    """Ground truth of a question, in pixels of its picture.
 
     Args:
       style: how the answer was asked to refer.
       image_root: folder of the dataset's files, for those of depth maps.
     """
     root = Path(image_root or ".").absolute()
-    turn, image = dialog.turns[0], dialog.image
+    dialog, turn = question.dialog, question.turn
+    image = dialog.image
     if image is None:
         raise ValueError(f"{dialog.uid}: only dialogues about a picture are scored")
     spans = [TextSpan(s.start, s.end, s.unit, len(s.targets)) for s in turn.spans]
@@ -54,13 +78,13 @@ def truth_of(dialog: Dialog, style: AnswerStyle = "plan", image_root: Path | Non
         for span in turn.spans
     ]
     return Truth(
-        uid=dialog.uid,
+        uid=question.uid,
         task_id=dialog.task_id,
         image=image.path,
         image_id=_image_id(dialog),
         width=image.width,
         height=image.height,
-        question=question_of(dialog),
+        question=words_of(turn),
         answer=turn.answer,
         raw=render_answer(turn.answer, spans).text,
         references=list(turn.references) or [turn.answer],
@@ -78,9 +102,8 @@ def _image_id(dialog: Dialog) -> int | str:
     return dialog.image.path if dialog.image else ""
 
 
-def question_of(dialog: Dialog) -> str:
-    """The first question as evaluation asks it: always the first template of its bank."""
-    turn = dialog.turns[0]
+def words_of(turn: Turn) -> str:
+    """The question as evaluation asks it: always the first template of its bank."""
     return turn.literal or render_template(turn.bank, turn.slots, regions=len(turn.prompts))
 
 
@@ -112,11 +135,11 @@ def rle_of(mask: Mask | None) -> dict[str, Any] | None:
     return {"size": [mask.h, mask.w], "counts": mask.counts.decode("ascii")}
 
 
-def drawn_prompts(dialog: Dialog, turn: Turn) -> list[RegionPrompt]:
-    """The region prompts of a turn as they are drawn on the picture."""
+def drawn_prompts(question: Question) -> list[RegionPrompt]:
+    """The region prompts of a question as they are drawn on the picture."""
     found = []
-    for prompt in turn.prompts:
-        region = dialog.regions[prompt.region]
+    for prompt in question.turn.prompts:
+        region = question.dialog.regions[prompt.region]
         if prompt.kind is PromptKind.BOX:
             found.append(RegionPrompt(box=region.box))
         elif prompt.kind is PromptKind.POINT and region.point is not None:

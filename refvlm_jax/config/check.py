@@ -13,6 +13,7 @@ from refvlm_jax.config.schema import AugmentConfig, MeshConfig, OptimConfig, Run
 # Integer or float fields that may be zero but not negative; every other number must be positive.
 _MAY_BE_ZERO = {
     "attention_block",
+    "logits_chunk",
     "flip",
     "colour",
     "hue",

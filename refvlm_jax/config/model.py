@@ -95,6 +95,10 @@ class LlamaConfig:
     sliding_window: int | None = None
     attention_block: int = 0
     """Queries attended at a time (`nn.attention.causal_attention`); 0 = all; for unsharded lengths."""
+    logits_chunk: int = 0
+    """Positions whose vocabulary logits exist at a time while the loss is computed; 0 = all. The
+    backward pass computes them again: less memory for one more product with the head. For unsharded
+    lengths."""
     tie_embeddings: bool = False
     embedding_init: float = 0.02
     """Standard deviation of token embeddings at birth; small models learn sooner from larger ones."""

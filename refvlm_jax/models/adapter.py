@@ -20,7 +20,7 @@ from refvlm_jax.config.model import AdapterConfig
 from refvlm_jax.models.two_way import FourierPosition, TwoWayTransformer
 from refvlm_jax.nn.activations import gelu
 from refvlm_jax.nn.linear import Linear
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 
 NOWHERE = -1  # a position that holds no token
 
@@ -199,8 +199,8 @@ class TwoWayAdapter(nnx.Module):
         length = config.ref_length + config.phrase_length
         self.image = InputProjection(width, config.projection_dim, rngs)
         self.text = InputProjection(width, config.projection_dim, rngs)
-        normal = jax.nn.initializers.normal(1.0)
-        self.text_embedding = param(rngs, normal, (length, width), ("position", "embed"))
+        law = normal(1.0)
+        self.text_embedding = param(rngs, law, (length, width), ("position", "embed"))
         self.image_position = FourierPosition(width, rngs)
         self.transformer = TwoWayTransformer(
             width, config.layers, config.heads, config.mlp_dim, rngs, axes=("embed", "mlp")

@@ -20,7 +20,7 @@ from refvlm_jax.nn.attention import attention
 from refvlm_jax.nn.conv import Conv2d
 from refvlm_jax.nn.linear import Linear
 from refvlm_jax.nn.norm import LayerNorm
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 from refvlm_jax.nn.stack import Stack
 
 
@@ -167,15 +167,15 @@ class ClipViT(nnx.Module):
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         self.config = config
-        c, normal = config.width, jax.nn.initializers.normal(0.02)
+        c, law = config.width, normal(0.02)
         conv = config.stem == "conv"
         self.stem = ConvStem(config, rngs) if conv else None
         self.patch_embed = None if conv else _patch_embed(config, rngs)
         axes = ("position", "vision_embed")
-        self.class_token = param(rngs, normal, (1, c), axes) if config.class_token else None
+        self.class_token = param(rngs, law, (1, c), axes) if config.class_token else None
         places = config.tokens + int(config.class_token)
         self.position = (
-            param(rngs, normal, (places, c), axes) if config.position == "learned" else None
+            param(rngs, law, (places, c), axes) if config.position == "learned" else None
         )
         self.pre_norm = LayerNorm(c, rngs, eps=config.norm_eps)
         self.blocks = Stack(lambda keys: VisionBlock(config, keys), _depth(config), rngs)

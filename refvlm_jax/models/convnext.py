@@ -17,7 +17,7 @@ from refvlm_jax.nn.activations import gelu
 from refvlm_jax.nn.conv import Conv2d
 from refvlm_jax.nn.linear import Linear
 from refvlm_jax.nn.norm import LayerNorm
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import constant, param
 from refvlm_jax.nn.stack import Stack
 
 Map = Float[Array, "B y x C"]
@@ -37,8 +37,7 @@ class ConvNextBlock(nnx.Module):
         self.norm = LayerNorm(c, rngs, eps=config.norm_eps)
         self.fc1 = Linear(c, hidden, rngs, axes=("vision_embed", None))
         self.fc2 = Linear(hidden, c, rngs, axes=(None, "vision_embed"))
-        scale = jax.nn.initializers.constant(config.layer_scale)
-        self.layer_scale = param(rngs, scale, (c,), ("norm",))
+        self.layer_scale = param(rngs, constant(config.layer_scale), (c,), ("norm",))
 
     def __call__(self, x: Map) -> Map:
         """Applies the block."""

@@ -19,7 +19,7 @@ from refvlm_jax.models.edits import Edit, Editor, Taps
 from refvlm_jax.models.llama_block import Attend, Block, Hidden, Keys, Queries
 from refvlm_jax.nn.attention import attention, causal_attention, causal_segment_mask
 from refvlm_jax.nn.norm import RMSNorm
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 from refvlm_jax.nn.rotary import rotary_angles
 from refvlm_jax.nn.stack import Stack
 
@@ -46,12 +46,20 @@ class LlamaOutput:
     taps: Taps
 
 
+@jax.named_scope("logits")
+def vocabulary_logits(hidden: Hidden, head: Float[Array, "D V"]) -> Float[Array, "B S V"]:
+    """Scores of every token, in fp32."""
+    logits = jnp.einsum(
+        "bsd,dv->bsv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+    return constrain(logits, "batch", "length", "act_vocab")
+
+
 class Llama(nnx.Module):
     """The language model."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         self.config = config
-        normal = jax.nn.initializers.normal
         shape = (config.vocab_size, config.width)
         self.embedding = param(rngs, normal(config.embedding_init), shape, ("vocab", "embed"))
         self.blocks = Stack(
@@ -69,14 +77,13 @@ class Llama(nnx.Module):
         """Embeddings of token ids, in the storage dtype."""
         return jnp.take(self.embedding[...], tokens, axis=0)
 
-    @jax.named_scope("logits")
+    def head(self) -> Float[Array, "D V"]:
+        """What turns hidden states into logits, in the storage dtype."""
+        return self.embedding[...].T if self.lm_head is None else self.lm_head[...]
+
     def logits(self, hidden: Hidden) -> Float[Array, "B S V"]:
         """Vocabulary logits in fp32."""
-        head = self.embedding[...].T if self.lm_head is None else self.lm_head[...]
-        logits = jnp.einsum(
-            "bsd,dv->bsv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
-        return constrain(logits, "batch", "length", "act_vocab")
+        return vocabulary_logits(hidden, self.head())
 
     def __call__(
         self,

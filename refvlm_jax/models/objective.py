@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from refvlm_jax.batch import NO_GROUP, Batch
 from refvlm_jax.config.model import RefVLMConfig
 from refvlm_jax.models.adapter import adapted_references
+from refvlm_jax.models.llama import vocabulary_logits
 from refvlm_jax.models.placement import pixel_mask
 from refvlm_jax.models.refvlm import RefVLM, UnitOutputs
 from refvlm_jax.models.units.depth_losses import (
@@ -99,11 +100,35 @@ def language_loss_sum(
     model: RefVLM, hidden: Float[Array, "B S D"], batch: Batch
 ) -> Float[Array, ""]:
     """Cross entropy of the next supervised token, summed, in fp32."""
-    targets = _next_tokens(batch)
-    logits = model.llama.logits(hidden)
+    targets, head = _next_tokens(batch), model.llama.head()
+    size = model.config.llama.logits_chunk
+    if not 0 < size < hidden.shape[1]:
+        return _cross_entropy_sum(hidden, head, targets)
+
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        states, labels = part
+        return total + _cross_entropy_sum(states, head, labels), None
+
+    # The logits of a chunk are made again in the backward pass rather than kept.
+    step = jax.checkpoint(add, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
+    spare = -hidden.shape[1] % size
+    hidden = jnp.pad(hidden, ((0, 0), (0, spare), (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), (0, spare)), constant_values=IGNORE_ID)
+    return jax.lax.scan(step, jnp.float32(0), (_chunks(hidden, size), _chunks(targets, size)))[0]
+
+
+def _cross_entropy_sum(
+    hidden: Float[Array, "B S D"], head: Float[Array, "D V"], targets: Int[Array, "B S"]
+) -> Float[Array, ""]:
+    logits = vocabulary_logits(hidden, head)
     safe = jnp.where(targets == IGNORE_ID, 0, targets)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
     return jnp.where(targets == IGNORE_ID, 0.0, loss).sum()
+
+
+def _chunks(x: Array, size: int) -> Array:
+    """[B, n size, ...] as [n, B, size, ...]."""
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
 
 def _next_tokens(batch: Batch) -> Int[Array, "B S"]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Num
 from refvlm_jax.config.model import RegionPromptConfig
 from refvlm_jax.nn.conv import Conv2d
 from refvlm_jax.nn.linear import Linear
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 
 
 class RegionPromptEncoder(nnx.Module):
@@ -144,8 +144,8 @@ class RegionPromptEncoder(nnx.Module):
 
 
 def _position(config: RegionPromptConfig, width: int, rngs: nnx.Rngs) -> nnx.Param:
-    normal = jax.nn.initializers.normal(config.position_init)
-    return param(rngs, normal, (config.tokens, width), ("position", "vision_embed"))
+    law = normal(config.position_init)
+    return param(rngs, law, (config.tokens, width), ("position", "vision_embed"))
 
 
 def _patch(stride: int, width: int, rngs: nnx.Rngs) -> Conv2d:

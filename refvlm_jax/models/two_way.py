@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from refvlm_jax.nn.attention import attention
 from refvlm_jax.nn.linear import Linear
 from refvlm_jax.nn.norm import LayerNorm
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 from refvlm_jax.nn.stack import Stack
 
 Tokens = Float[Array, "B T D"]
@@ -24,8 +24,8 @@ class FourierPosition(nnx.Module):
     """Random Fourier features of places; the matrix is drawn once and never trained."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
-        normal = jax.nn.initializers.normal(1.0)
-        self.fourier = param(rngs, normal, (2, width // 2), (None, None))
+        law = normal(1.0)
+        self.fourier = param(rngs, law, (2, width // 2), (None, None))
 
     def __call__(self, places: Float[Array, "*b 2"]) -> Float[Array, "*b D"]:
         """Codes of places (x, y) in [0, 1], in fp32."""

@@ -27,10 +27,10 @@ class Conv2d(nnx.Module):
     ):
         self.stride, self.padding, self.groups = stride, padding, groups
         inputs = in_channels // groups
-        init = torch_uniform(inputs * kernel * kernel)
+        law = torch_uniform(inputs * kernel * kernel)
         shape = (kernel, kernel, inputs, out_channels)
-        self.kernel = param(rngs, init, shape, (None, None, *axes))
-        self.bias = param(rngs, init, (out_channels,), axes[1:]) if bias else None
+        self.kernel = param(rngs, law, shape, (None, None, *axes))
+        self.bias = param(rngs, law, (out_channels,), axes[1:]) if bias else None
 
     @jax.named_scope("conv")
     def __call__(self, x: Float[Array, "B y x I"]) -> Float[Array, "B v u O"]:
@@ -54,10 +54,10 @@ class Upscale2d(nnx.Module):
 
     def __init__(self, in_channels: int, out_channels: int, rngs: nnx.Rngs):
         # PyTorch counts the inputs of a transposed convolution from its output.
-        init = torch_uniform(out_channels * 4)
+        law = torch_uniform(out_channels * 4)
         shape = (2, 2, in_channels, out_channels)
-        self.kernel = param(rngs, init, shape, (None, None, None, None))
-        self.bias = param(rngs, init, (out_channels,), (None,))
+        self.kernel = param(rngs, law, shape, (None, None, None, None))
+        self.bias = param(rngs, law, (out_channels,), (None,))
 
     @jax.named_scope("upscale")
     def __call__(self, x: Float[Array, "B y x I"]) -> Float[Array, "B v u O"]:

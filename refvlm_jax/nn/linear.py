@@ -1,25 +1,18 @@
 """Linear maps; every projection of the library goes through here."""
 
 import itertools
-import math
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from refvlm_jax.nn.contract import contract
-from refvlm_jax.nn.param import Initializer, param
+from refvlm_jax.nn.param import Law, param, uniform
 
 
-def torch_uniform(fan_in: int) -> Initializer:
+def torch_uniform(fan_in: int) -> Law:
     """PyTorch's default for Linear and Conv, weight and bias: U(±1 / sqrt(fan_in))."""
-    bound = 1.0 / math.sqrt(fan_in)
-
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    return uniform(fan_in**-0.5)
 
 
 class Linear(nnx.Module):
@@ -33,8 +26,8 @@ class Linear(nnx.Module):
         *,
         axes: tuple[str | None, str | None] = (None, None),
         bias: bool = True,
-        kernel_init: Initializer | None = None,
-        bias_init: Initializer | None = None,
+        kernel_init: Law | None = None,
+        bias_init: Law | None = None,
     ):
         default = torch_uniform(in_features)
         self.kernel = param(rngs, kernel_init or default, (in_features, out_features), axes)

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from refvlm_jax.config.model import LoraConfig
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param, zeros
 
 
 class Lora(nnx.Module):
@@ -25,11 +25,11 @@ class Lora(nnx.Module):
         *,
         axes: tuple[str | None, str | None] = (None, None),
     ):
-        normal = jax.nn.initializers.normal(in_features**-0.5)
+        law = normal(in_features**-0.5)
         shape_a, shape_b = (in_features, config.rank), (config.rank, out_features)
         self.scale = config.alpha / config.rank
-        self.lora_a = param(rngs, normal, shape_a, (axes[0], "rank"))
-        self.lora_b = param(rngs, jax.nn.initializers.zeros, shape_b, ("rank", axes[1]))
+        self.lora_a = param(rngs, law, shape_a, (axes[0], "rank"))
+        self.lora_b = param(rngs, zeros, shape_b, ("rank", axes[1]))
 
     @jax.named_scope("lora")
     def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from refvlm_jax.nn.param import param
-
-_ONES, _ZEROS = jax.nn.initializers.ones, jax.nn.initializers.zeros
+from refvlm_jax.nn.param import ones, param, zeros
 
 
 class LayerNorm(nnx.Module):
@@ -15,8 +13,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, features: int, rngs: nnx.Rngs, *, eps: float = 1e-5):
         self.eps = eps
-        self.scale = param(rngs, _ONES, (features,), ("norm",))
-        self.bias = param(rngs, _ZEROS, (features,), ("norm",))
+        self.scale = param(rngs, ones, (features,), ("norm",))
+        self.bias = param(rngs, zeros, (features,), ("norm",))
 
     @jax.named_scope("layer_norm")
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
@@ -32,7 +30,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, features: int, rngs: nnx.Rngs, *, eps: float = 1e-5):
         self.eps = eps
-        self.scale = param(rngs, _ONES, (features,), ("norm",))
+        self.scale = param(rngs, ones, (features,), ("norm",))
 
     @jax.named_scope("rms_norm")
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
@@ -50,8 +48,8 @@ class GroupNorm(nnx.Module):
         if channels % groups:
             raise ValueError(f"{channels} channels cannot be cut into {groups} groups")
         self.groups, self.eps = groups, eps
-        self.scale = param(rngs, _ONES, (channels,), ("norm",))
-        self.bias = param(rngs, _ZEROS, (channels,), ("norm",))
+        self.scale = param(rngs, ones, (channels,), ("norm",))
+        self.bias = param(rngs, zeros, (channels,), ("norm",))
 
     @jax.named_scope("group_norm")
     def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y x C"]:

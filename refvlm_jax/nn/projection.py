@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from refvlm_jax.config.model import LoraConfig
 from refvlm_jax.nn.contract import contract
 from refvlm_jax.nn.lora import Lora
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -32,15 +32,11 @@ class Projection(nnx.Module):
         scale: float = 1.0,
         lora: LoraConfig | None = None,
     ):
-        rank, shape = len(in_shape), (*in_shape, *out_shape)
-        places = tuple(range(len(shape)))
-        init = jax.nn.initializers.variance_scaling(
-            scale, "fan_in", "normal", in_axis=places[:rank], out_axis=places[rank:]
-        )
+        rank, fan_in = len(in_shape), math.prod(in_shape)
         self.in_rank = rank
-        self.kernel = param(rngs, init, shape, axes)
+        self.kernel = param(rngs, normal((scale / fan_in) ** 0.5), (*in_shape, *out_shape), axes)
         ends = (axes[0], axes[rank])
-        sizes = math.prod(in_shape), math.prod(out_shape)
+        sizes = fan_in, math.prod(out_shape)
         self.lora = Lora(*sizes, lora, rngs, axes=ends) if lora is not None else None
 
     @jax.named_scope("projection")

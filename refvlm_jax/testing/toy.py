@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from refvlm_jax.config.resolve import resolve
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.mesh.rules import constrain
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, ones, param, zeros
 from refvlm_jax.train.compile_cache import use_compile_cache
 from refvlm_jax.train.task import Task
 
@@ -45,10 +45,9 @@ class ToyBlock(nnx.Module):
     """A residual block; stacked and scanned like the layers of the real model."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        init = nnx.initializers.lecun_normal()
-        self.scale = param(rngs, nnx.initializers.ones, (WIDTH,), ("norm",))
-        self.up = param(rngs, init, (WIDTH, HIDDEN), ("embed", "mlp"))
-        self.down = param(rngs, init, (HIDDEN, WIDTH), ("mlp", "embed"))
+        self.scale = param(rngs, ones, (WIDTH,), ("norm",))
+        self.up = param(rngs, normal(WIDTH**-0.5), (WIDTH, HIDDEN), ("embed", "mlp"))
+        self.down = param(rngs, normal(HIDDEN**-0.5), (HIDDEN, WIDTH), ("mlp", "embed"))
 
     def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
         """Adds a gated update to `x`."""
@@ -60,11 +59,10 @@ class ToyModel(nnx.Module):
     """Input map, scanned blocks, dropout, scalar head."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        init = nnx.initializers.lecun_normal()
-        self.stem = param(rngs, init, (FEATURES, WIDTH), (None, "embed"))
+        self.stem = param(rngs, normal(FEATURES**-0.5), (FEATURES, WIDTH), (None, "embed"))
         self.blocks = nnx.vmap(ToyBlock)(rngs.split(LAYERS))
-        self.head = param(rngs, init, (WIDTH, 1), ("embed", None))
-        self.bias = param(rngs, nnx.initializers.zeros, (1,), ("norm",))
+        self.head = param(rngs, normal(WIDTH**-0.5), (WIDTH, 1), ("embed", None))
+        self.bias = param(rngs, zeros, (1,), ("norm",))
 
     def __call__(self, x: Float[Array, "B F"], key: Array | None = None) -> Float[Array, " B"]:
         """Predicts one number a row; `key` turns dropout of one tenth on."""

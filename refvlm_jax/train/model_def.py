@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from refvlm_jax.train.draw import Start, draw
+
 Params = dict[str, jax.Array]
 ModelFn = Callable[[nnx.Rngs], nnx.Module]
 
@@ -41,8 +43,7 @@ class ModelDef:
 
     def init(self, key: jax.Array) -> Params:
         """All parameters drawn from `key`; meant to run under `jax.jit`."""
-        state = nnx.state(self.model_fn(nnx.Rngs(key)), nnx.Param)
-        return {_name(path): v.get_value() for path, v in state.flat_state()}
+        return draw(key, {name: _start(v) for name, (_, v) in self.variables.items()})
 
     def check(self, params: Mapping[str, Any]) -> None:
         """Raises ValueError naming the first parameter that is missing or has another shape."""
@@ -89,3 +90,8 @@ def _axes(name: str, variable: nnx.Variable) -> tuple[str | None, ...]:
     if axes is None:
         raise ValueError(f"parameter {name} has no logical axes; declare it with nn.param.param")
     return ("layers",) * (len(variable.get_value().shape) - len(axes)) + tuple(axes)
+
+
+def _start(variable: nnx.Variable) -> Start:
+    value = variable.get_value()
+    return Start(variable.get_metadata()["law"], tuple(value.shape), value.dtype)

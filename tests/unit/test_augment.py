@@ -29,7 +29,7 @@ from data_pipelines.records import (
 )
 from data_pipelines.validate import validate
 from refvlm_jax import depth_png, rle
-from refvlm_jax.cli.truths import truth_of
+from refvlm_jax.cli.truths import Question, truth_of
 from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.resolve import resolve
 from refvlm_jax.config.schema import AugmentConfig
@@ -111,7 +111,7 @@ def test_regions_stay_on_what_they_mean(seed: int, width: int, height: int, unit
     # Who knows the moved truth scores perfectly against it.
     if region.depth is not None:  # only metres are scored
         region.depth.kind = "metric"
-    truth = truth_of(moved, image_root=ROOT)
+    truth = truth_of(Question(moved), image_root=ROOT)
     scores = score([truth], {"u": oracle(truth)}, resamples=0)[moved.task_id]
     assert scores[TASKS[unit][2]] >= 1 - 1e-6
 

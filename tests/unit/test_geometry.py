@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.records import Dialog, MediaRef, Region, Span, Turn, decode, encode
 from data_pipelines.sources.base import box_xywh, box_xyxy, picture
-from refvlm_jax.cli.truths import truth_of
+from refvlm_jax.cli.truths import Question, truth_of
 from refvlm_jax.geometry import PaddedSquare, box_area, box_iou, clip_boxes
 from refvlm_jax.trp.tokens import Unit
 
@@ -91,7 +91,7 @@ def test_records_keep_every_digit(size, shares):
     )  # fmt: skip
     back = decode(encode(made))
     assert back == made
-    (found,) = truth_of(back).triplets[0].instances
+    (found,) = truth_of(Question(back)).triplets[0].instances
     assert found.box == corners and found.keypoints == region.keypoints
 
 

@@ -13,7 +13,7 @@ from data_pipelines.shapes_world import generate
 from data_pipelines.shapes_world.formats import write_formats
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tasks import TASKS
-from refvlm_jax.cli.truths import truth_of
+from refvlm_jax.cli.truths import Question, truth_of
 from refvlm_jax.eval.oracle import oracle, targets
 from refvlm_jax.eval.record_types import Instance, Triplet, Truth
 from refvlm_jax.eval.records import read_predictions, read_truths, write_records
@@ -57,7 +57,7 @@ def truths(tmp_path_factory: pytest.TempPathFactory) -> list[Truth]:
             seen.add((dialog.task_id, picture(dialog)))
             kept.append(dialog)
     images = Path(read_manifest(root / "out")["image_root"])
-    found = [truth_of(dialog, image_root=images) for dialog in kept]
+    found = [truth_of(Question(dialog), image_root=images) for dialog in kept]
     return [replace(t, references=[]) if t.task_id in ("T01", "T02") else t for t in found]
 
 

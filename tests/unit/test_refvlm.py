@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from flax import nnx
 
 from refvlm_jax.batch import NO_SLOT, Batch
-from refvlm_jax.models.objective import loss_counts, loss_sums, loss_weights
+from refvlm_jax.models.objective import language_loss_sum, loss_counts, loss_sums, loss_weights
 from refvlm_jax.models.placement import pixel_mask, place
 from refvlm_jax.models.refvlm import RefVLM
 from refvlm_jax.testing.tiny import random_batch, tiny_config, tiny_spec
@@ -75,6 +76,25 @@ def test_losses_add_up_over_any_split_of_the_batch(model: RefVLM, batch: Batch) 
         np.testing.assert_allclose(parts, whole[name], rtol=1e-4)
         part_counts = sum(float(loss_counts(model.config, half)[name]) for half in halves)
         assert part_counts == counts[name]
+
+
+@pytest.mark.parametrize("chunk", [7, 20])
+def test_logits_in_chunks_change_neither_loss_nor_gradient(
+    model: RefVLM, batch: Batch, chunk: int
+) -> None:
+    graph, state = nnx.split(model)
+    hidden = jax.random.normal(jax.random.key(0), (*batch.tokens.shape, 32))
+
+    def loss(state: nnx.State, hidden: jax.Array, chunk: int) -> jax.Array:
+        own = nnx.merge(graph, state)
+        llama = dataclasses.replace(own.config.llama, logits_chunk=chunk)
+        own.config = dataclasses.replace(own.config, llama=llama)
+        return language_loss_sum(own, hidden, batch)
+
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
+    (want, grads), (found, chunked) = both(state, hidden, 0), both(state, hidden, chunk)
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), chunked, grads)
 
 
 def test_counts_are_the_references_of_each_unit(model: RefVLM, batch: Batch) -> None:

@@ -4,7 +4,6 @@ Shape legend: `B` prompts (one picture each), `T` tokens of a prompt, `g` cells 
 side, `M` masks of a prompt, `D` width.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -15,7 +14,7 @@ from refvlm_jax.nn.activations import gelu
 from refvlm_jax.nn.conv import Upscale2d
 from refvlm_jax.nn.linear import MLP
 from refvlm_jax.nn.norm import LayerNorm
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 
 
 class PixelEmbedding(nnx.Module):
@@ -36,9 +35,9 @@ class SamMaskDecoder(nnx.Module):
 
     def __init__(self, config: SamUnitConfig, rngs: nnx.Rngs):
         d, count = config.encoder.out_width, config.mask_tokens
-        normal = jax.nn.initializers.normal(1.0)
-        self.iou_token = param(rngs, normal, (1, d), (None, None))
-        self.mask_tokens = param(rngs, normal, (count, d), (None, None))
+        law = normal(1.0)
+        self.iou_token = param(rngs, law, (1, d), (None, None))
+        self.mask_tokens = param(rngs, law, (count, d), (None, None))
         self.transformer = TwoWayTransformer(d, config.layers, config.heads, config.mlp_dim, rngs)
         self.pixels = PixelEmbedding(d, rngs)
         self.hyper = nnx.List([MLP((d, d, d, d // 8), rngs) for _ in range(count)])

@@ -18,11 +18,10 @@ from refvlm_jax.nn.attention import attention
 from refvlm_jax.nn.conv import Conv2d
 from refvlm_jax.nn.linear import Linear
 from refvlm_jax.nn.norm import LayerNorm
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import param, zeros
 from refvlm_jax.nn.stack import Stack
 
 Map = Float[Array, "B y x C"]
-_ZEROS = jax.nn.initializers.zeros
 
 
 class RelativeAttention(nnx.Module):
@@ -36,7 +35,7 @@ class RelativeAttention(nnx.Module):
         )
         self.out = Linear(width, width, rngs, axes=(None, "vision_embed"))
         shape = (2 * side - 1, width // heads)
-        self.rows, self.columns = (param(rngs, _ZEROS, shape, (None, None)) for _ in range(2))
+        self.rows, self.columns = (param(rngs, zeros, shape, (None, None)) for _ in range(2))
 
     def __call__(self, x: Float[Array, "B h h C"]) -> Float[Array, "B h h C"]:
         """Attends inside each map."""
@@ -149,7 +148,7 @@ class SamEncoder(nnx.Module):
         axes = (None, "vision_embed")
         self.patch_embed = Conv2d(3, c, size, rngs, stride=size, axes=axes)
         shape = (config.grid, config.grid, c)
-        self.position = param(rngs, _ZEROS, shape, ("position", None, "vision_embed"))
+        self.position = param(rngs, zeros, shape, ("position", None, "vision_embed"))
         self.windowed = _stack(config, config.window, config.layers - whole, rngs)
         self.whole = _stack(config, 0, whole, rngs)
         self.neck = Neck(config, rngs)

@@ -6,7 +6,6 @@ prompts, `P` points of a prompt, `g` cells of the embedding a side, `D` width.
 
 import enum
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -15,9 +14,9 @@ from refvlm_jax.models.two_way import FourierPosition
 from refvlm_jax.nn.activations import gelu
 from refvlm_jax.nn.conv import Conv2d
 from refvlm_jax.nn.norm import LayerNorm
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 
-_NORMAL = jax.nn.initializers.normal(1.0)
+_NORMAL = normal(1.0)
 _CORNER, _OTHER_CORNER = 2, 3  # rows of the kinds of points after the two kinds of clicks
 _EPS = 1e-6
 

@@ -13,7 +13,7 @@ from refvlm_jax.models.units.features import Map, resize_concat
 from refvlm_jax.models.units.memory import image_memory
 from refvlm_jax.models.units.queries import query_codes, visible_queries
 from refvlm_jax.nn.linear import MLP, Linear
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 
 
 class BoxUnit(nnx.Module):
@@ -25,7 +25,6 @@ class BoxUnit(nnx.Module):
         self.config, d = config, config.width
         self.memory = Linear(sum(feature_dims[i] for i in config.features), d, rngs)
         self.query = Linear(query_dim, d, rngs)
-        normal = jax.nn.initializers.normal
         self.query_position = param(
             rngs, normal(config.query_init), (config.num_queries, d), (None, None)
         )

@@ -20,7 +20,7 @@ from refvlm_jax.models.units.fpn import PixelDecoder
 from refvlm_jax.models.units.memory import image_memory
 from refvlm_jax.models.units.queries import query_codes, visible_queries
 from refvlm_jax.nn.linear import MLP, Linear
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 
 _FLOOR = 0.1
 """Least share of an even bin that a bin keeps, so that none dies."""
@@ -42,7 +42,6 @@ class DepthUnit(nnx.Module):
         self.pixel_decoder = PixelDecoder(dims, d, config.norm_groups, rngs)
         self.memory = Linear(dims[-1], d, rngs)
         self.query = Linear(query_dim, d, rngs)
-        normal = jax.nn.initializers.normal
         self.query_position = param(
             rngs, normal(config.query_init), (config.num_queries, d), (None, None)
         )

@@ -19,7 +19,7 @@ from refvlm_jax.models.units.features import Map, resize_concat
 from refvlm_jax.models.units.memory import image_memory
 from refvlm_jax.models.units.queries import query_codes, visible_queries
 from refvlm_jax.nn.linear import MLP, Linear
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 
 
 @jax.tree_util.register_dataclass
@@ -52,10 +52,10 @@ class KeypointUnit(nnx.Module):
         self.memory = Linear(sum(feature_dims[i] for i in config.features), d, rngs)
         self.query = Linear(config.box.width, d, rngs)
         queries = config.points + 1
-        normal = jax.nn.initializers.normal(config.query_init)
-        self.part = param(rngs, normal, (queries, d), (None, None))
+        law = normal(config.query_init)
+        self.part = param(rngs, law, (queries, d), (None, None))
         slots = config.num_queries * queries
-        self.query_position = param(rngs, normal, (slots, d), (None, None))
+        self.query_position = param(rngs, law, (slots, d), (None, None))
         self.decoder = DetrDecoder(
             d, config.layers, config.heads, config.mlp_dim, rngs,
             rate=config.dropout, remat=config.remat,

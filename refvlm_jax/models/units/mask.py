@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -14,7 +13,7 @@ from refvlm_jax.models.units.fpn import PixelDecoder
 from refvlm_jax.models.units.memory import image_memory
 from refvlm_jax.models.units.queries import query_codes, visible_queries
 from refvlm_jax.nn.linear import MLP, Linear
-from refvlm_jax.nn.param import param
+from refvlm_jax.nn.param import normal, param
 
 
 class MaskUnit(nnx.Module):
@@ -29,8 +28,8 @@ class MaskUnit(nnx.Module):
         # As released: a map that already has the decoder's width is its memory unprojected.
         self.memory = Linear(dims[-1], d, rngs) if dims[-1] != d else None
         self.query = Linear(query_dim, d, rngs)
-        normal = jax.nn.initializers.normal(config.query_init)
-        self.query_position = param(rngs, normal, (config.num_queries, d), (None, None))
+        law = normal(config.query_init)
+        self.query_position = param(rngs, law, (config.num_queries, d), (None, None))
         self.decoder = DetrDecoder(
             d, config.layers, config.heads, config.mlp_dim, rngs, rate=config.dropout
         )
