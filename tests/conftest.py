@@ -1,10 +1,13 @@
 """Eight simulated devices, a persistent compilation cache and deterministic property tests."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import pytest
 from hypothesis import settings
 
 from refvlm_jax.train.compile_cache import use_compile_cache
@@ -17,3 +20,15 @@ use_compile_cache()
 
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
+
+_CROWDED = 2 * 2**30
+"""Resident bytes of a worker above which compiled programs are let go: thousands of them exhaust first
+the memory maps a process may have, then the machine."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.is_file() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > _CROWDED:
+        jax.clear_caches()
