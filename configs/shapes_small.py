@@ -16,6 +16,6 @@ def get_config() -> ConfigDict:
     config.model.mask.update(width=96, features=(0, 1, 3), mlp_dim=192)
     config.world.train = 16000
     config.optim.warmup_steps = 200
-    config.train.steps = 6000
+    config.train.steps = 4000
     config.ckpt.every_steps = 500
     return config

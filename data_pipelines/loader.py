@@ -85,6 +85,8 @@ class RowReport:
     """Why items that the row should have held could not be used."""
     counts: Counter[str] = field(default_factory=Counter)
     """What was cut off, see `encode.encode_row`."""
+    read: Counter[str] = field(default_factory=Counter)
+    """Dialogues of the row by `task/T17` and by `source/coco`."""
 
 
 class RowSource:
@@ -120,12 +122,14 @@ class RowSource:
         Raises:
           LoaderError: many replacements in a row cannot be made either.
         """
-        report = RowReport()
+        report, options = RowReport(), self._options
+        if (length := self._plan.length(row)) is not None:
+            options = replace(options, spec=replace(options.spec, seq_len=length))
         for attempt in range(_ATTEMPTS):
             items = [self._replacement(row, attempt)] if attempt else self._plan.items(row)
-            parts = [part for item in items if (part := self._usable(item, report))]
+            parts = [part for item in items if (part := self._usable(item, report, options))]
             if parts:
-                arrays = parts[0] if len(parts) == 1 else join_rows(parts, self._options.spec)
+                arrays = parts[0] if len(parts) == 1 else join_rows(parts, options.spec)
                 arrays["sample_id"] = np.asarray(row % _SAMPLE_IDS, np.int32)
                 return arrays, report
         raise LoaderError(
@@ -133,29 +137,34 @@ class RowSource:
             f"{report.drops[-1]}"
         )
 
-    def _usable(self, item: int, report: RowReport) -> Row | None:
+    def _usable(self, item: int, report: RowReport, options: EncodeOptions) -> Row | None:
         """The arrays of an item; None, and the reason in `report`, when it cannot be used."""
         counts: Counter[str] = Counter()
         try:
-            row = self._fitted(item, counts)
+            row, dialogs = self._fitted(item, counts, options)
         except ValueError as error:  # ImageError, EncodeError, ShardError name the culprit
             report.drops.append(str(error))
             return None
         report.counts.update(counts)
+        report.read.update(f"task/{dialog.task_id}" for dialog in dialogs)
+        report.read.update(f"source/{dialog.source}" for dialog in dialogs)
         return row
 
-    def _fitted(self, item: int, counts: Counter[str]) -> Row:
-        """The arrays of an item within the room it was given."""
+    def _fitted(
+        self, item: int, counts: Counter[str], options: EncodeOptions
+    ) -> tuple[Row, list[Dialog]]:
+        """The arrays of an item within the room it was given, and its dialogues."""
         dialogs = [self._store[record] for record in self._plan.rows(item)]
         rng = np.random.default_rng([self._config.seed, item])
-        row = self._encode(dialogs, self._options, rng, counts)
+        row = self._encode(dialogs, options, rng, counts)
         room = self._plan.room(item)
         if room is None or within(row, room):
-            return row
+            return row, dialogs
         # Rarely, the template that has most characters has not most tokens: ask with that one,
         # for which room was kept.
         counts.clear()
-        return self._encode(dialogs, replace(self._options, longest_template=True), None, counts)
+        longest = replace(options, longest_template=True)
+        return self._encode(dialogs, longest, None, counts), dialogs
 
     def _encode(
         self,
@@ -171,9 +180,9 @@ class RowSource:
         return _REPLACEMENTS + mix(self._config.seed, row, attempt) % _REPLACEMENTS
 
 
-def _stack(rows: Sequence[tuple[Row, RowReport]]) -> tuple[Row, list[tuple[list[str], dict]]]:
+def _stack(rows: Sequence[tuple[Row, RowReport]]) -> tuple[Row, list[RowReport]]:
     arrays = {name: np.stack([row[name] for row, _ in rows]) for name in rows[0][0]}
-    return arrays, [(report.drops, dict(report.counts)) for _, report in rows]
+    return arrays, [report for _, report in rows]
 
 
 class Loader(Iterator[Batch]):
@@ -184,6 +193,8 @@ class Loader(Iterator[Batch]):
         """Reason, naming the record -> rows replaced because of it, in the batches handed out."""
         self.counts: Counter[str] = Counter()
         """What `encode_row` cut off, in the batches handed out."""
+        self.read: Counter[str] = Counter()
+        """Dialogues by `task/T17` and by `source/coco`, in the batches handed out."""
         self._step, self._config = config.start_step, config
         rows = grain.MapDataset.source(source).map(source.make)
         batches = rows.batch(config.local_rows, batch_fn=_stack)
@@ -198,12 +209,18 @@ class Loader(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         arrays, reports = next(self._batches)
-        for local, (drops, counts) in enumerate(reports):
-            self.counts.update(counts)
-            for reason in drops:
+        for local, report in enumerate(reports):
+            self.counts.update(report.counts)
+            self.read.update(report.read)
+            for reason in report.drops:
                 self._report(local, reason)
         self._step += 1
         return Batch.from_dict(arrays)
+
+    def tally(self) -> dict[str, int]:
+        """What this process has read and lost since it began, by name, for a record of the run."""
+        lost = {f"lost/{name}": number for name, number in self.counts.items()}
+        return {**self.read, **lost, "lost/rows": sum(self.drops.values())}
 
     def _report(self, local: int, reason: str) -> None:
         if reason not in self.drops:

@@ -22,6 +22,10 @@ class RowPlan(Protocol):
         """Record numbers of item `index` >= 0 in the order in which they are asked."""
         ...
 
+    def length(self, row: int) -> int | None:
+        """Positions of row `row`, the same in all of its batch; None for `data.seq_len`."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
@@ -42,6 +46,10 @@ class Opening:
 
     def room(self, item: int) -> list[int] | None:
         """All of the row."""
+        return None
+
+    def length(self, row: int) -> int | None:
+        """All rows are of one length."""
         return None
 
     def rows(self, index: int) -> list[int]:

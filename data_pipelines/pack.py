@@ -139,6 +139,10 @@ class PackedPlan:
         """Records of an item, as `Plan.rows`."""
         return self.plan.rows(item)
 
+    def length(self, row: int) -> int | None:
+        """All rows are of one length."""
+        return None
+
     def room(self, item: int) -> list[int]:
         """Room that an item was given, by `pack_sizes.KINDS`."""
         return item_sizes(self._sizes, [self.plan.rows(item)], self.limits)[0].tolist()

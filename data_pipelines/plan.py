@@ -54,6 +54,10 @@ class Plan:
         """Room of an item in its row; None for all of it."""
         return None
 
+    def length(self, row: int) -> int | None:
+        """All rows are of one length."""
+        return None
+
     def rows(self, index: int) -> list[int]:
         """Record numbers of row `index` >= 0 in the order in which they are asked."""
         anchor = self._anchor(index)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from data_pipelines.buckets import bucket_plan
 from data_pipelines.encode import EncodeOptions
 from data_pipelines.images import Decoding
 from data_pipelines.joined import JoinedStore
@@ -80,10 +81,14 @@ def plan_of(
         rows = data.opening_steps * data.batch_size
         first = weighted(weights=data.opening_weights)
         return Opening(first=first, then=plan, rows_of_first=rows)
+    options = encode_options(config)
+    if data.buckets:
+        return bucket_plan(
+            plan, store, tokenizer, options, data.buckets, data.batch_size, workers=workers
+        )
     if not data.pack:
         return plan
     groups = adapter.groups if adapter else None
-    options = encode_options(config)
     return pack_plan(plan, store, tokenizer, options, groups=groups, workers=workers)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.model import RefVLMConfig
-from refvlm_jax.config.schema import AugmentConfig, MeshConfig, OptimConfig, RunConfig
+from refvlm_jax.config.schema import AugmentConfig, DataConfig, MeshConfig, OptimConfig, RunConfig
 
 # Integer or float fields that may be zero but not negative; every other number must be positive.
 _MAY_BE_ZERO = {
@@ -294,6 +294,7 @@ def _check_batch(config: RunConfig) -> None:
                 f"data.shared_picture needs model.{name}.mask_padding_queries = True: empty query "
                 "slots that take part would carry what one dialogue says to the others"
             )
+    _check_buckets(config.data)
     if config.data.mixture and config.data.weights:
         raise ConfigError("data.mixture and data.weights both say what is sampled; set one of them")
     replica, fsdp, seq, _ = config.mesh.shape
@@ -304,4 +305,18 @@ def _check_batch(config: RunConfig) -> None:
     name = "train.accumulate x mesh replica x fsdp"
     _divides(name, parts * rows, "data.batch_size", config.data.batch_size)
     if seq > 1:
-        _divides("mesh.shape seq", seq, "data.seq_len", config.data.seq_len)
+        for length in (config.data.seq_len, *config.data.buckets):
+            _divides("mesh.shape seq", seq, "a length of data.seq_len and data.buckets", length)
+
+
+def _check_buckets(data: DataConfig) -> None:
+    lengths = (*data.buckets, data.seq_len)
+    if list(lengths) != sorted(set(lengths)):
+        raise ConfigError(
+            f"data.buckets = {data.buckets} must ascend and stay below data.seq_len = {data.seq_len}"
+        )
+    if data.buckets and (data.pack or data.opening_steps):
+        other = "data.pack" if data.pack else "data.opening_steps"
+        raise ConfigError(
+            f"data.buckets and {other} arrange the rows of a run in different ways; clear one of them"
+        )

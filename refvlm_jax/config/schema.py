@@ -88,6 +88,10 @@ class DataConfig:
     """Rows are filled with as many conversations as fit, with a picture each (up to `images`), which
     see nothing of each other. The sizes of all records are measured on first use, or beforehand by
     `refvlm data pack-plan`."""
+    buckets: tuple[int, ...] = ()
+    """Shorter lengths than `seq_len`, ascending: rows of about one length make a batch, which has the
+    least of the lengths that holds them. The step is compiled once a length. Sizes of records are
+    measured as for `pack`."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Task id -> sampling weight; empty samples tasks by their record counts."""
     opening_steps: int = 0

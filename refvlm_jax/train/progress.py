@@ -52,7 +52,7 @@ class ProgressView:
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics."""
         rate = values.get("steps_per_second", 0.0)
-        hidden = ("count/", "ledger/", "train_seconds")
+        hidden = ("count/", "data/", "ledger/", "train_seconds")
         shown = [k for k in values if not k.startswith(hidden)]
         shown.sort(key=lambda name: not name.startswith("loss"))
         text = "  ".join(f"{name} {values[name]:.4g}" for name in shown)

@@ -75,6 +75,9 @@ class Run:
     _blocked_ms: float | None = None
     _programs: int = 0
     _began: float = 0.0
+    _tally: Callable[[], Mapping[str, int]] = dict
+    """What the loader of this process has read and lost so far."""
+    _tallied: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         train = self.config.train
@@ -101,6 +104,7 @@ class Run:
         self.ledger.enter("step")
         self.view.start(first, self.config.train.steps, self.config.data.batch_size)
         batches = iter(loader)
+        self._tally = getattr(batches, "tally", dict)
         try:
             with StopRequest() as stop, self._watchdog:
                 state, step = self._loop(state, frozen, first, batches, stop)
@@ -156,7 +160,7 @@ class Run:
         self._devices.expect(metrics["loss"])
         if (programs := _programs(self.step_fn)) != self._programs:
             self.ledger.move(time.perf_counter() - began, "step", "compile")
-            if self._programs:
+            if self._programs > len(self.config.data.buckets):  # one program a length
                 _LOG.warning(
                     "step %d was compiled anew: its batch has other shapes or dtypes than those "
                     "before; give every batch the same static sizes",
@@ -194,7 +198,7 @@ class Run:
         every, total = self.config.train.log_every, self.config.train.steps
         if pending.step % every and pending.step != total:
             return
-        self._record(pending.step, values | rates | self._times())
+        self._record(pending.step, values | rates | self._times() | self._data())
 
     def _record_end(self, step: int) -> None:
         """Closes the books of this process, so that a later one knows what its end cost."""
@@ -207,6 +211,12 @@ class Run:
             values["checkpoint/blocked_ms"] = self._blocked_ms
             self._blocked_ms = None
         return values
+
+    def _data(self) -> dict[str, float]:
+        """What this process has read and lost since the last record; a batch ahead of the steps."""
+        before, self._tallied = self._tallied, dict(self._tally())
+        new = {name: number - before.get(name, 0) for name, number in self._tallied.items()}
+        return {f"data/{name}": float(number) for name, number in sorted(new.items()) if number}
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         self.metrics |= values

@@ -62,6 +62,10 @@ def test_batches_have_the_shapes_of_the_contract(dataset, words):
         assert array.shape == shape and array.dtype == dtype, name
     assert batch.sample_id.tolist() == [0, 1, 2, 3] and batch.ref_valid.sum() == 8
     assert not loader.drops and not loader.counts
+    read = loader.tally()
+    assert read.pop("lost/rows") == 0
+    tasks = {name: n for name, n in read.items() if name.startswith("task/")}
+    assert tasks and sum(tasks.values()) == sum(read.values()) - sum(tasks.values()) >= 4
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

@@ -146,7 +146,7 @@ def test_measured_room_is_what_rows_use(world, merge, shared):
     rows, exact = source(world, packed, store, options), 0
     for item in range(90):
         report = RowReport()
-        row = rows._usable(item, report)
+        row = rows._usable(item, report, options)
         assert row is not None, report.drops
         room, used = packed.room(item), room_of(row)
         assert all(have <= most for have, most in zip(used, room, strict=True)), (used, room)
@@ -260,10 +260,10 @@ def test_an_unusable_member_leaves_the_others_in_their_row(world, monkeypatch):
     whole, _ = rows.make(row)
     bad, real = packed.items(row)[1], rows._fitted
 
-    def fail(item, counts):
+    def fail(item, counts, options):
         if item == bad:
             raise EncodeError("no good")
-        return real(item, counts)
+        return real(item, counts, options)
 
     monkeypatch.setattr(rows, "_fitted", fail)
     part, report = rows.make(row)
@@ -278,7 +278,7 @@ def test_an_unusable_member_leaves_the_others_in_their_row(world, monkeypatch):
 def test_rows_that_do_not_fit_are_not_joined(world):
     packed, store, options = setup(world)
     rows = source(world, packed, store, options)
-    part = rows._usable(0, RowReport())
+    part = rows._usable(0, RowReport(), options)
     with pytest.raises(ValueError, match="pack fewer"):
         join_rows([part] * 40, options.spec)
 

@@ -200,3 +200,28 @@ def test_every_touch_counts_once_and_a_busy_profiler_is_no_error(tmp_path, caplo
         profile.after(step, np.zeros(()))
     assert calls == [str(tmp_path / "profiles" / "step_11"), "stop"]
     assert "no profile: a profile is already running" in caplog.text
+
+
+class _Tallied:
+    """The toy stream with what a loader says it has read."""
+
+    def __init__(self, start, rows):
+        self._batches, self._read = iter(toy_batches(start, rows)), 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self._read += 16
+        return next(self._batches)
+
+    def tally(self):
+        return {"task/T17": self._read, "lost/rows": 0}
+
+
+def test_what_was_read_is_recorded(tmp_path):
+    train(tmp_path, _Tallied, train={"steps": 12, "log_every": 5})
+    read = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "data/task/T17" in r]
+    assert [record["step"] for record in read] == [5, 10, 12]
+    assert sum(record["data/task/T17"] for record in read) == 12 * 16
+    assert not any("data/lost/rows" in record for record in read)

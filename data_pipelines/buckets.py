@@ -1,0 +1,140 @@
+"""Length buckets: batches of rows of about one length, cut to that length.
+
+The other answer to short dialogues beside packing: every row stays one conversation, and a batch of
+short ones is a short batch. The step is compiled once for each length.
+"""
+
+import threading
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from data_pipelines.joined import JoinedStore
+from data_pipelines.options import EncodeOptions
+from data_pipelines.pack import row_limits
+from data_pipelines.pack_sizes import item_sizes, load_sizes
+from data_pipelines.plan import Plan
+from data_pipelines.shards import DialogStore
+from data_pipelines.tokenizer import Tokenizer
+
+WINDOW = 4096
+"""Items sorted together, at least: part of the stream's format, as a seed is."""
+_BUCKET = 5  # keeps this use of the seed apart from those of `Plan` and `PackedPlan`
+_KEPT = 4  # sorted windows in memory
+
+
+def homogeneous(
+    tokens: Int[np.ndarray, " n"], lengths: Sequence[int], rows: int
+) -> list[tuple[list[int], int]]:
+    """Batches of item numbers with their length: every item once, none longer than its batch.
+
+    Shortest first; what does not fill a batch of its length goes up to the next one, the longest
+    items of it.
+
+    Raises:
+      ValueError: the items do not fill whole batches, or one is longer than the last length.
+    """
+    if len(tokens) % rows or (len(tokens) and tokens.max() > lengths[-1]):
+        raise ValueError(f"{len(tokens)} items up to {tokens.max()} do not fill batches of {rows}")
+    order = np.argsort(tokens, kind="stable")
+    parts = order.reshape(-1, rows)
+    return [(part.tolist(), lengths[bisect_left(lengths, int(tokens[part[-1]]))]) for part in parts]
+
+
+class BucketPlan:
+    """The rows of a stream sorted into batches by length. Safe to use from several threads.
+
+    Args:
+      plan: the stream of items, one a row.
+      sizes: see `pack_sizes.load_sizes`.
+      limits: see `pack.row_limits`; the first is the last length.
+      lengths: positions of a row, ascending, without the last one.
+      rows: rows of a global batch.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sizes: np.ndarray,
+        limits: tuple[int, ...],
+        lengths: Sequence[int],
+        rows: int,
+    ) -> None:
+        self.plan, self.limits, self.batch_rows = plan, limits, rows
+        self.lengths = (*lengths, limits[0])
+        self.window = -(-WINDOW // rows) * rows
+        self._sizes = sizes
+        self._open()
+
+    def _open(self) -> None:
+        self._lock = threading.RLock()
+        self._sorted: OrderedDict[int, list[tuple[list[int], int]]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_sorted")}
+        # A mapped array would travel whole; the other process maps it itself.
+        if isinstance(self._sizes, np.memmap):
+            state["_sizes"] = Path(str(self._sizes.filename))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self._sizes, Path):
+            self._sizes = np.load(self._sizes, mmap_mode="r", allow_pickle=False)
+        self._open()
+
+    def items(self, row: int) -> list[int]:
+        """Number in the plan's stream of the item of row `row` >= 0."""
+        return [self._batch(row)[0][row % self.batch_rows]]
+
+    def rows(self, item: int) -> list[int]:
+        """Records of an item, as `Plan.rows`."""
+        return self.plan.rows(item)
+
+    def room(self, item: int) -> list[int]:
+        """Room that an item was given, by `pack_sizes.KINDS`."""
+        return item_sizes(self._sizes, [self.plan.rows(item)], self.limits)[0].tolist()
+
+    def length(self, row: int) -> int:
+        """Positions of the rows of the batch that row `row` belongs to."""
+        return self._batch(row)[1]
+
+    def _batch(self, row: int) -> tuple[list[int], int]:
+        window, place = divmod(row, self.window)
+        with self._lock:
+            if window not in self._sorted:
+                self._sorted[window] = self._sort(window)
+                while len(self._sorted) > _KEPT:
+                    self._sorted.popitem(last=False)
+            self._sorted.move_to_end(window)
+            return self._sorted[window][place // self.batch_rows]
+
+    def _sort(self, window: int) -> list[tuple[list[int], int]]:
+        start = window * self.window
+        sizes = item_sizes(self._sizes, self.plan.batch(start, self.window), self.limits)
+        batches = homogeneous(sizes[:, 0], self.lengths, self.batch_rows)
+        rng = np.random.default_rng([self.plan.seed, _BUCKET, window])
+        return [
+            ([start + item for item in rng.permutation(items).tolist()], length)
+            for items, length in (batches[k] for k in rng.permutation(len(batches)))
+        ]
+
+
+def bucket_plan(
+    plan: Plan,
+    store: DialogStore | JoinedStore,
+    tokenizer: Tokenizer,
+    options: EncodeOptions,
+    lengths: Sequence[int],
+    rows: int,
+    *,
+    workers: int = 0,
+) -> BucketPlan:
+    """The bucketed stream of a plan over a store; see `load_sizes` and `BucketPlan`."""
+    sizes = load_sizes(store, tokenizer, options, workers=workers)
+    return BucketPlan(plan, sizes, row_limits(options.spec), lengths, rows)
