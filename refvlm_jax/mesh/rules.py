@@ -37,6 +37,9 @@ class ShardingRules:
     layers: MeshAxes = None
     position: MeshAxes = None
     rank: MeshAxes = None
+    """Of a LoRA factor whose other end is `embed`."""
+    outer_rank: MeshAxes = None
+    """Of the other factors, which nothing else would spread."""
     # Activations.
     batch: MeshAxes = None
     image: MeshAxes = None
@@ -66,6 +69,7 @@ _FSDP = ShardingRules(
     embed="fsdp",
     vision_embed="fsdp",
     conv_out="fsdp",
+    outer_rank="fsdp",
     batch=("replica", "fsdp"),
     image=("replica", "fsdp", "seq", "tensor"),
     unit=("replica", "fsdp"),

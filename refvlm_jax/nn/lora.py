@@ -28,8 +28,8 @@ class Lora(nnx.Module):
         law = normal(in_features**-0.5)
         shape_a, shape_b = (in_features, config.rank), (config.rank, out_features)
         self.scale = config.alpha / config.rank
-        self.lora_a = param(rngs, law, shape_a, (axes[0], "rank"))
-        self.lora_b = param(rngs, zeros, shape_b, ("rank", axes[1]))
+        self.lora_a = param(rngs, law, shape_a, (axes[0], _rank(axes[0])))
+        self.lora_b = param(rngs, zeros, shape_b, (_rank(axes[1]), axes[1]))
 
     @jax.named_scope("lora")
     def __call__(self, x: Float[Array, "*b I"]) -> Float[Array, "*b O"]:
@@ -42,3 +42,8 @@ class Lora(nnx.Module):
         a, b = self.lora_a[...].astype(jnp.float32), self.lora_b[...].astype(jnp.float32)
         # On TPUs the default precision would round the factors to bf16.
         return jnp.einsum("...ir,...ro->...io", a, b, precision="highest") * self.scale
+
+
+def _rank(other: str | None) -> str:
+    """Logical axis of the rank beside an end: heads and feed-forward may be whole on every device."""
+    return "rank" if other == "embed" else "outer_rank"

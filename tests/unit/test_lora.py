@@ -50,10 +50,10 @@ def test_only_the_targets_carry_adapters_with_their_axes() -> None:
     axes = {n: a for n, a in define(lambda r: Llama(CONFIG, r)).axes.items() if "lora" in n}
     assert axes == {
         "blocks.block.attn.q.lora.lora_a": ("layers", "embed", "rank"),
-        "blocks.block.attn.q.lora.lora_b": ("layers", "rank", "heads"),
-        "blocks.block.attn.o.lora.lora_a": ("layers", "heads", "rank"),
+        "blocks.block.attn.q.lora.lora_b": ("layers", "outer_rank", "heads"),
+        "blocks.block.attn.o.lora.lora_a": ("layers", "heads", "outer_rank"),
         "blocks.block.attn.o.lora.lora_b": ("layers", "rank", "embed"),
-        "blocks.block.mlp.down.lora.lora_a": ("layers", "mlp", "rank"),
+        "blocks.block.mlp.down.lora.lora_a": ("layers", "mlp", "outer_rank"),
         "blocks.block.mlp.down.lora.lora_b": ("layers", "rank", "embed"),
     }
 
