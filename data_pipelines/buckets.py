@@ -8,8 +8,6 @@ import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +18,7 @@ from data_pipelines.pack import row_limits
 from data_pipelines.pack_sizes import item_sizes, load_sizes
 from data_pipelines.plan import Plan
 from data_pipelines.shards import DialogStore
+from data_pipelines.sized_plan import SizedPlan
 from data_pipelines.tokenizer import Tokenizer
 
 WINDOW = 4096
@@ -46,7 +45,7 @@ def homogeneous(
     return [(part.tolist(), lengths[bisect_left(lengths, int(tokens[part[-1]]))]) for part in parts]
 
 
-class BucketPlan:
+class BucketPlan(SizedPlan):
     """The rows of a stream sorted into batches by length. Safe to use from several threads.
 
     Args:
@@ -57,6 +56,8 @@ class BucketPlan:
       rows: rows of a global batch.
     """
 
+    _kept = ("_lock", "_sorted")
+
     def __init__(
         self,
         plan: Plan,
@@ -65,40 +66,19 @@ class BucketPlan:
         lengths: Sequence[int],
         rows: int,
     ) -> None:
-        self.plan, self.limits, self.batch_rows = plan, limits, rows
+        super().__init__(plan, sizes, limits)
+        self.batch_rows = rows
         self.lengths = (*lengths, limits[0])
         self.window = -(-WINDOW // rows) * rows
-        self._sizes = sizes
         self._open()
 
     def _open(self) -> None:
         self._lock = threading.RLock()
         self._sorted: OrderedDict[int, list[tuple[list[int], int]]] = OrderedDict()
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_sorted")}
-        # A mapped array would travel whole; the other process maps it itself.
-        if isinstance(self._sizes, np.memmap):
-            state["_sizes"] = Path(str(self._sizes.filename))
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self._sizes, Path):
-            self._sizes = np.load(self._sizes, mmap_mode="r", allow_pickle=False)
-        self._open()
-
     def items(self, row: int) -> list[int]:
         """Number in the plan's stream of the item of row `row` >= 0."""
         return [self._batch(row)[0][row % self.batch_rows]]
-
-    def rows(self, item: int) -> list[int]:
-        """Records of an item, as `Plan.rows`."""
-        return self.plan.rows(item)
-
-    def room(self, item: int) -> list[int]:
-        """Room that an item was given, by `pack_sizes.KINDS`."""
-        return item_sizes(self._sizes, [self.plan.rows(item)], self.limits)[0].tolist()
 
     def length(self, row: int) -> int:
         """Positions of the rows of the batch that row `row` belongs to."""

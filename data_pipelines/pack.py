@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -24,6 +23,7 @@ from data_pipelines.options import EncodeOptions
 from data_pipelines.pack_sizes import item_sizes, load_sizes, save_array, sizes_path
 from data_pipelines.plan import Plan
 from data_pipelines.shards import DialogStore
+from data_pipelines.sized_plan import SizedPlan
 from data_pipelines.tokenizer import Tokenizer
 from refvlm_jax.batch import BatchSpec
 
@@ -81,7 +81,7 @@ def row_limits(spec: BatchSpec, groups: int | None = None) -> tuple[int, ...]:
     return (spec.seq_len, spec.images, spec.prompts, spec.refs, most, *slots)
 
 
-class PackedPlan:
+class PackedPlan(SizedPlan):
     """The rows of a packed stream. Safe to use from several threads.
 
     Args:
@@ -92,6 +92,8 @@ class PackedPlan:
       window: items packed together.
     """
 
+    _kept = ("_lock", "_packed", "_ends", "_saved")
+
     def __init__(
         self,
         plan: Plan,
@@ -101,8 +103,8 @@ class PackedPlan:
         folder: Path | None = None,
         window: int = WINDOW,
     ) -> None:
-        self.plan, self.limits, self.window = plan, limits, window
-        self._sizes, self._folder = sizes, folder
+        super().__init__(plan, sizes, limits)
+        self.window, self._folder = window, folder
         self._file = folder / f"rows-{self._key()}.npy" if folder else None
         self._open()
 
@@ -111,20 +113,6 @@ class PackedPlan:
         self._packed: OrderedDict[int, list[list[int]]] = OrderedDict()
         self._ends = self._load_ends()
         self._saved = len(self._ends)
-
-    def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_lock", "_packed", "_ends", "_saved")
-        state = {name: value for name, value in self.__dict__.items() if name not in left_out}
-        # A mapped array would travel whole; the other process maps it itself.
-        if isinstance(self._sizes, np.memmap):
-            state["_sizes"] = Path(str(self._sizes.filename))
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self._sizes, Path):
-            self._sizes = np.load(self._sizes, mmap_mode="r", allow_pickle=False)
-        self._open()
 
     def items(self, row: int) -> list[int]:
         """Numbers in the plan's stream of the items of row `row` >= 0."""
@@ -135,17 +123,9 @@ class PackedPlan:
             first = self._ends[window - 1] if window else 0
             return self._rows_of(window)[row - first]
 
-    def rows(self, item: int) -> list[int]:
-        """Records of an item, as `Plan.rows`."""
-        return self.plan.rows(item)
-
     def length(self, row: int) -> int | None:
         """All rows are of one length."""
         return None
-
-    def room(self, item: int) -> list[int]:
-        """Room that an item was given, by `pack_sizes.KINDS`."""
-        return item_sizes(self._sizes, [self.plan.rows(item)], self.limits)[0].tolist()
 
     def pack_window(self, window: int) -> tuple[list[list[int]], Int[np.ndarray, "items kinds"]]:
         """The rows of a window in their order in the stream, and the room of its items."""
