@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests, and the processes they start, compile hundreds of programs and run each a few times: compiling
+# takes nearly all of their time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import pytest
@@ -12,10 +15,8 @@ from hypothesis import settings
 
 from refvlm_jax.train.compile_cache import use_compile_cache
 
-# All must be set before the first array is made. Tests compile hundreds of programs and run each a few
-# times: compiling takes nearly all of their time.
+# Both must be set before the first array is made.
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_disable_most_optimizations", True)
 use_compile_cache()
 
 settings.register_profile("deterministic", derandomize=True, deadline=None)
