@@ -131,6 +131,8 @@ class RowSource:
             if parts:
                 arrays = parts[0] if len(parts) == 1 else join_rows(parts, options.spec)
                 arrays["sample_id"] = np.asarray(row % _SAMPLE_IDS, np.int32)
+                if not self._plan.decodes(row):
+                    arrays["ref_valid"] = np.zeros_like(arrays["ref_valid"])
                 return arrays, report
         raise LoaderError(
             f"row {row}: none of {_ATTEMPTS} candidates can be used, the last one because "

@@ -26,6 +26,10 @@ class RowPlan(Protocol):
         """Positions of row `row`, the same in all of its batch; None for `data.seq_len`."""
         ...
 
+    def decodes(self, row: int) -> bool:
+        """Whether the references of row `row` are learnt, or only the text around them."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
@@ -33,7 +37,8 @@ class Opening:
 
     A model from scratch learns to name what it sees far sooner from answers about single regions
     than beside the louder gradients of boxes and masks, as published recipes begin with a stage of
-    captions. Here the stage is part of the stream: no second run, no second state.
+    captions. Here the stage is part of the stream: no second run, no second state. Answers that refer
+    may take part: they are learnt as text, and their references are not decoded.
     """
 
     first: RowPlan
@@ -51,6 +56,10 @@ class Opening:
     def length(self, row: int) -> int | None:
         """All rows are of one length."""
         return None
+
+    def decodes(self, row: int) -> bool:
+        """The opening teaches text alone."""
+        return row >= self.rows_of_first
 
     def rows(self, index: int) -> list[int]:
         """Records of a row, from the plan whose turn it is."""

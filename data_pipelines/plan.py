@@ -58,6 +58,10 @@ class Plan:
         """All rows are of one length."""
         return None
 
+    def decodes(self, row: int) -> bool:
+        """References of every row are learnt."""
+        return True
+
     def rows(self, index: int) -> list[int]:
         """Record numbers of row `index` >= 0 in the order in which they are asked."""
         anchor = self._anchor(index)

@@ -40,6 +40,10 @@ class SizedPlan:
             self._sizes = np.load(self._sizes, mmap_mode="r", allow_pickle=False)
         self._open()
 
+    def decodes(self, row: int) -> bool:
+        """References of every row are learnt."""
+        return True
+
     def rows(self, item: int) -> list[int]:
         """Records of an item, as `Plan.rows`."""
         return self.plan.rows(item)

@@ -95,7 +95,8 @@ class DataConfig:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Task id -> sampling weight; empty samples tasks by their record counts."""
     opening_steps: int = 0
-    """Steps at the start of a run that draw by `opening_weights` instead of `weights`."""
+    """Steps at the start of a run that draw by `opening_weights` instead of `weights`, and teach text
+    alone: references are written, but not decoded."""
     opening_weights: Mapping[str, float] = field(default_factory=dict)
     """As `weights`, for the opening: a first stage without a run of its own."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -20,6 +20,7 @@ def test_the_opening_has_its_own_tasks(tmp_path: Path) -> None:
     store = DialogStore(write_dataset(tmp_path))
     config = DataConfig(batch_size=4, weights={"T17": 1.0}, **OPENING)
     plan = plan_of(RunConfig(name="x", data=config), store, load_tokenizer())
+    assert [plan.decodes(row) for row in range(40)] == [False] * 20 + [True] * 20
     tasks = [{store[k].task_id for k in plan.rows(row)} for row in range(40)]
     assert tasks == [{"T13"}] * 20 + [{"T17"}] * 20
     later = build_plan(store, weights={"T17": 1.0}, seed=config.seed)
