@@ -1,4 +1,4 @@
-"""The longer recipe: the quickstart's model half as wide again, finer masks, more steps."""
+"""The longer recipe: the quickstart's model a third wider, finer masks, more steps."""
 
 from ml_collections import ConfigDict
 

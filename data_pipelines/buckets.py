@@ -4,9 +4,7 @@ The other answer to short dialogues beside packing: every row stays one conversa
 short ones is a short batch. The step is compiled once for each length.
 """
 
-import threading
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,12 +22,10 @@ from data_pipelines.tokenizer import Tokenizer
 WINDOW = 4096
 """Items sorted together, at least: part of the stream's format, as a seed is."""
 _BUCKET = 5  # keeps this use of the seed apart from those of `Plan` and `PackedPlan`
-_KEPT = 4  # sorted windows in memory
+_Batch = tuple[list[int], int]
 
 
-def homogeneous(
-    tokens: Int[np.ndarray, " n"], lengths: Sequence[int], rows: int
-) -> list[tuple[list[int], int]]:
+def homogeneous(tokens: Int[np.ndarray, " n"], lengths: Sequence[int], rows: int) -> list[_Batch]:
     """Batches of item numbers with their length: every item once, none longer than its batch.
 
     Shortest first; what does not fill a batch of its length goes up to the next one, the longest
@@ -45,7 +41,7 @@ def homogeneous(
     return [(part.tolist(), lengths[bisect_left(lengths, int(tokens[part[-1]]))]) for part in parts]
 
 
-class BucketPlan(SizedPlan):
+class BucketPlan(SizedPlan[list[_Batch]]):
     """The rows of a stream sorted into batches by length. Safe to use from several threads.
 
     Args:
@@ -55,8 +51,6 @@ class BucketPlan(SizedPlan):
       lengths: positions of a row, ascending, without the last one.
       rows: rows of a global batch.
     """
-
-    _kept = ("_lock", "_sorted")
 
     def __init__(
         self,
@@ -72,10 +66,6 @@ class BucketPlan(SizedPlan):
         self.window = -(-WINDOW // rows) * rows
         self._open()
 
-    def _open(self) -> None:
-        self._lock = threading.RLock()
-        self._sorted: OrderedDict[int, list[tuple[list[int], int]]] = OrderedDict()
-
     def items(self, row: int) -> list[int]:
         """Number in the plan's stream of the item of row `row` >= 0."""
         return [self._batch(row)[0][row % self.batch_rows]]
@@ -84,17 +74,11 @@ class BucketPlan(SizedPlan):
         """Positions of the rows of the batch that row `row` belongs to."""
         return self._batch(row)[1]
 
-    def _batch(self, row: int) -> tuple[list[int], int]:
+    def _batch(self, row: int) -> _Batch:
         window, place = divmod(row, self.window)
-        with self._lock:
-            if window not in self._sorted:
-                self._sorted[window] = self._sort(window)
-                while len(self._sorted) > _KEPT:
-                    self._sorted.popitem(last=False)
-            self._sorted.move_to_end(window)
-            return self._sorted[window][place // self.batch_rows]
+        return self._arranged(window)[place // self.batch_rows]
 
-    def _sort(self, window: int) -> list[tuple[list[int], int]]:
+    def _arrange(self, window: int) -> list[_Batch]:
         start = window * self.window
         sizes = item_sizes(self._sizes, self.plan.batch(start, self.window), self.limits)
         batches = homogeneous(sizes[:, 0], self.lengths, self.batch_rows)

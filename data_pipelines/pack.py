@@ -8,9 +8,7 @@ first needed and kept beside the sizes.
 
 import hashlib
 import logging
-import threading
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -31,7 +29,6 @@ _LOG = logging.getLogger(__name__)
 WINDOW = 1024
 """Items packed together: part of the stream's format, as a seed is."""
 _PACK = 4  # keeps this use of the seed apart from those of `Plan`
-_KEPT = 8  # packed windows in memory
 _NO_LIMIT = 1 << 30
 
 
@@ -81,7 +78,7 @@ def row_limits(spec: BatchSpec, groups: int | None = None) -> tuple[int, ...]:
     return (spec.seq_len, spec.images, spec.prompts, spec.refs, most, *slots)
 
 
-class PackedPlan(SizedPlan):
+class PackedPlan(SizedPlan[list[list[int]]]):
     """The rows of a packed stream. Safe to use from several threads.
 
     Args:
@@ -92,7 +89,7 @@ class PackedPlan(SizedPlan):
       window: items packed together.
     """
 
-    _kept = ("_lock", "_packed", "_ends", "_saved")
+    _local = (*SizedPlan._local, "_ends", "_saved")
 
     def __init__(
         self,
@@ -109,8 +106,7 @@ class PackedPlan(SizedPlan):
         self._open()
 
     def _open(self) -> None:
-        self._lock = threading.RLock()
-        self._packed: OrderedDict[int, list[list[int]]] = OrderedDict()
+        super()._open()
         self._ends = self._load_ends()
         self._saved = len(self._ends)
 
@@ -121,7 +117,7 @@ class PackedPlan(SizedPlan):
                 self._count_next()
             window = bisect_right(self._ends, row)
             first = self._ends[window - 1] if window else 0
-            return self._rows_of(window)[row - first]
+            return self._arranged(window)[row - first]
 
     def length(self, row: int) -> int | None:
         """All rows are of one length."""
@@ -136,16 +132,11 @@ class PackedPlan(SizedPlan):
         order = np.random.default_rng([self.plan.seed, _PACK, window]).permutation(len(rows))
         return [[start + item for item in rows[row]] for row in order], sizes
 
-    def _rows_of(self, window: int) -> list[list[int]]:
-        if window not in self._packed:
-            self._packed[window] = self.pack_window(window)[0]
-            while len(self._packed) > _KEPT:
-                self._packed.popitem(last=False)
-        self._packed.move_to_end(window)
-        return self._packed[window]
+    def _arrange(self, window: int) -> list[list[int]]:
+        return self.pack_window(window)[0]
 
     def _count_next(self) -> None:
-        rows = len(self._rows_of(len(self._ends)))
+        rows = len(self._arranged(len(self._ends)))
         self._ends.append(rows + (self._ends[-1] if self._ends else 0))
         # Ever rarer, so that all saving together costs as much as the last.
         if self._file and len(self._ends) >= 64 + self._saved * 5 // 4:

@@ -1,7 +1,6 @@
 """First values of parameters, drawn in few kernels.
 
-Drawn one by one, hundreds of parameters give XLA hundreds of generators to compile, and a model of a
-million parameters waits for half a minute before its first step.
+Drawn one by one, hundreds of parameters give XLA hundreds of generators to compile before a first step.
 """
 
 import math
