@@ -56,7 +56,7 @@ setup(
     package_data={
         "data_pipelines": ["assets/**/*", "templates/*.txt", "recipes/*.toml"],
         "configs": ["mixtures/*.toml"],
-        "refvlm_jax": ["py.typed", "**/*.html", "**/*.j2", "**/*.toml"],
+        "refvlm_jax": ["py.typed", "**/*.css", "**/*.html", "**/*.j2", "**/*.toml"],
     },
     install_requires=REQUIRES,
     extras_require={"dev": DEV, "jpeg": JPEG, "tpu": ["jax[tpu]"], "gpu": ["jax[cuda12]"]},

@@ -1,4 +1,8 @@
-"""The quickstart's model with a keypoint and a depth decoder: text, boxes, masks, joints and metres."""
+"""The finished quickstart with a keypoint and a depth decoder added: text, boxes, masks, joints, metres.
+
+As a published third stage does, it starts from the weights of the stage before, and teaches the new
+units beside a share of everything that was learnt.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,9 +10,10 @@ from configs.shapes_tiny import get_config as base
 
 
 def get_config() -> ConfigDict:
-    """`shapes_tiny` with two more units and their tasks."""
+    """`shapes_tiny` with two more units, their tasks, and a shorter run."""
     config = base()
     config.name = "shapes_pose"
+    config.ckpt.start_from = ("runs/quickstart",)
     decoder = dict(
         features=(1, 3), heads=4, dropout=0.0, mask_padding_queries=True, query_init=0.02,
         position_cycles=4.0, value_positions=True,
@@ -23,6 +28,7 @@ def get_config() -> ConfigDict:
         **decoder, width=64, layers=1, mlp_dim=128, norm_groups=8, bins=32, min_depth=1.0,
         max_depth=25.0, gradient_scales=3,
     )  # fmt: skip
-    config.data.update(kpt_refs=4, depth_refs=1, depth_size=64)
-    config.data.weights.update(T23=1.5, T24=1.0, T25=1.0)
+    config.data.update(kpt_refs=4, depth_refs=1, depth_size=64, opening_steps=0, opening_weights={})
+    config.data.weights.update(T23=4.0, T24=2.0, T25=2.5)
+    config.train.steps = 1000
     return config

@@ -43,6 +43,8 @@ def _base(name: str, language_model: LanguageModel) -> ConfigDict:
     config.name = f"{name}_{language_model}"
     llama = dict(LANGUAGE_MODELS[language_model])
     llama["vocab_size"] += NEW_TOKENS
+    # So that a tensor axis of any usual size divides the table.
+    llama["vocab_padding"] = -llama["vocab_size"] % 128
     # Blocks of queries keep the S x S scores out of memory on devices of 16 GB.
     llama.update(remat="full", attention_block=512)
     config.model = dict(

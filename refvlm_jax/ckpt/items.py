@@ -54,7 +54,7 @@ def compare(
 
 _REMEDY = (
     "resume with the configuration the run started with, or start a new run from its weights "
-    "(initial parameters)"
+    "with ckpt.start_from"
 )
 
 

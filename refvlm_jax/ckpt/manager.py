@@ -238,6 +238,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
+def checkpoints_of(workdir: Path) -> Path:
+    """Where the steps lie: `checkpoints` of a run's folder, or the folder that an import made."""
+    inside = workdir / "checkpoints"
+    return inside if inside.is_dir() else workdir
+
+
 def step_folder(folder: str | Path, step: int | None = None) -> Path:
     """The folder of a committed step, the newest if None; CheckpointError if there is none."""
     root = Path(folder).absolute()

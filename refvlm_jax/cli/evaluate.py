@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tasks import TASKS
-from refvlm_jax.ckpt.manager import load_params
+from refvlm_jax.ckpt.manager import checkpoints_of, load_params
 from refvlm_jax.cli.data_setup import answer_style, majority_answer
 from refvlm_jax.cli.predict import make_engine, predict
 from refvlm_jax.cli.truths import Question, select, truth_of
@@ -39,7 +39,7 @@ class Split:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("--config", required=True, help="the recipe the checkpoint was trained by")
-    parser.add_argument("--workdir", required=True, type=Path, help="the run's folder")
+    parser.add_argument("--workdir", required=True, type=Path, help="a run's folder, or an import")
     parser.add_argument("--data", required=True, nargs="+", metavar="SPLIT=DIR")
     parser.add_argument("--train-data", type=Path, help="for the majority-answer baseline")
     parser.add_argument("--out", type=Path, help="where predictions go; default WORKDIR/eval")
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores the newest checkpoint of a run on held-out datasets and prints the table."""
     config = load_config(args.config, args.overrides)
-    params = load_params(args.workdir / "checkpoints")
+    params = load_params(checkpoints_of(args.workdir))
     out = args.out or args.workdir / "eval"
     majority = majority_answer(args.train_data) if args.train_data else None
     for item in args.data:

@@ -12,6 +12,7 @@ COMMANDS = {
     "data": ("refvlm_jax.cli.data", "render the shapes world, build and inspect shards"),
     "train": ("refvlm_jax.cli.train", "train a recipe; resumes by itself"),
     "eval": ("refvlm_jax.cli.evaluate", "answer held-out questions, score them, write the report"),
+    "ask": ("refvlm_jax.cli.ask", "answer one question about one picture"),
     "convert": ("refvlm_jax.cli.convert", "PyTorch weights in and out, and numeric verification"),
     "launch": ("refvlm_jax.cli.launch", "scripts for local, Cloud TPU, GKE and SLURM runs"),
     "doctor": ("refvlm_jax.cli.doctor", "check this machine, with a remedy for what is wrong"),

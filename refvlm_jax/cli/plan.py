@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.plan.pods import Pod, parse_pod
@@ -29,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search", action="store_true", help="look for a faster mesh, accumulation and remat"
     )
+    parser.add_argument(
+        "--phase",
+        default="train",
+        choices=("train", "prefill", "decode"),
+        help="a training step, reading prompts, or writing a token",
+    )
     parser.add_argument("--verbose", action="store_true", help="show what the compiler says")
     parser.add_argument("overrides", nargs="*", help="dotted.field=value")
 
@@ -36,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a plan; 0 when the run fits, 1 when it does not."""
     config, pod = load_config(args.config, args.overrides), parse_pod(args.pod)
+    if args.search and args.phase != "train":
+        raise ConfigError("--search looks for a training step; leave --phase out")
     found = _search(config, pod, args) if args.search else _plan(config, pod, args)
     if args.json:
         print(json.dumps(found, indent=1))
@@ -45,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, Any]:
-    return make_plan(config, pod, analytic=args.analytic, verbose=args.verbose)
+    return make_plan(config, pod, analytic=args.analytic, phase=args.phase, verbose=args.verbose)
 
 
 def _search(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, Any]:

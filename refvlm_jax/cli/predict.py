@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,13 +20,18 @@ from refvlm_jax.batch import Batch, empty_row
 from refvlm_jax.cli.data_setup import encode_options, tokenizer_of
 from refvlm_jax.cli.run import build_model
 from refvlm_jax.cli.truths import Question
+from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.eval.depth_maps import beside, within
 from refvlm_jax.eval.records import DepthMap, Instance, Prediction, Triplet
 from refvlm_jax.geometry import PaddedSquare
 from refvlm_jax.infer.engine import Answer, DecodedReference, Engine, Request
+from refvlm_jax.mesh.build import batch_shards, make_mesh, make_rules
+from refvlm_jax.mesh.rules import use_sharding
+from refvlm_jax.mesh.shardings import param_shardings
 from refvlm_jax.rle import encode as encode_rle
 from refvlm_jax.train.model_def import define
+from refvlm_jax.train.step import compute_dtype
 from refvlm_jax.trp.commands import COMMANDS
 from refvlm_jax.trp.coords import parse_coords
 
@@ -33,17 +39,39 @@ _LOG = logging.getLogger(__name__)
 
 
 def make_engine(config: RunConfig, params: Mapping[str, np.ndarray]) -> Engine:
-    """An engine for a run's model with the given flat parameters; ValueError if they do not fit."""
+    """An engine for a run's model, on the run's mesh and in its compute dtype.
+
+    Args:
+      params: flat, on the host; each device gets its part.
+
+    Raises:
+      ConfigError: `eval.batch_size` does not divide over the mesh.
+      ValueError: the parameters are not those of the model.
+    """
     model = define(lambda rngs: build_model(config, rngs))
     model.check(params)
+    mesh, rules = make_mesh(config.mesh), make_rules(config.mesh)
+    shards = batch_shards(mesh.shape, rules)
+    if config.eval.batch_size % shards:
+        raise ConfigError(
+            f"eval.batch_size = {config.eval.batch_size} is not divisible by the {shards} batch "
+            f"shards of mesh.preset = {config.mesh.preset!r}; use a multiple of {shards}"
+        )
+    layout = param_shardings(model.shapes, model.axes, mesh, rules)
     return Engine(
         model.merge,
-        jax.device_put(dict(params)),
+        {
+            name: jax.device_put(
+                value.astype(compute_dtype(name, value, config.train)), layout[name]
+            )
+            for name, value in params.items()
+        },
         tokenizer_of(config),
         max_new=config.eval.max_new_tokens,
         slots=config.data.refs,
         mask_threshold=config.eval.mask_threshold,
         depth_kind=config.model.depth.mode if config.model.depth else "metric",
+        scope=partial(use_sharding, mesh, rules),
     )
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.config.schema import RunConfig, WorldConfig
 
+DEFAULT = "shapes_tiny"
+"""Name of the recipe that runs when none is given."""
 HELD_OUT = ("val", "val_combos")
 # Key in metrics.json -> task and metric, by split.
 HEADLINE = {
@@ -38,16 +40,19 @@ UNTRAINED_LIMIT = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("--config", default="configs/shapes_tiny.py", help="recipe with a world")
+    parser.add_argument("--config", default=f"configs/{DEFAULT}.py", help="recipe with a world")
     parser.add_argument("--fast", action="store_true", help="the same path in two minutes")
-    parser.add_argument("--workdir", type=Path, help="default runs/quickstart")
+    parser.add_argument(
+        "--workdir", type=Path, help="default runs/quickstart, or runs/NAME of another recipe"
+    )
     parser.add_argument("overrides", nargs="*", help="dotted.field=value")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs every stage that is not done yet."""
     config = load_config(args.config, args.overrides)
-    default = Path("runs/quickstart-fast" if args.fast else "runs/quickstart")
+    name = "quickstart" if config.name == DEFAULT else config.name
+    default = Path("runs") / (f"{name}-fast" if args.fast else name)
     return quickstart(fast(config) if args.fast else config, args.workdir or default)
 
 

@@ -38,14 +38,17 @@ def train(config: RunConfig, workdir: Path) -> int:
     from refvlm_jax.cli.run import build_model, task_of
     from refvlm_jax.train.compile_cache import use_compile_cache
     from refvlm_jax.train.loop import fit
+    from refvlm_jax.train.start import check_sources, load_start
 
     use_compile_cache()
     check_data(config.data)
+    check_sources(config.ckpt.start_from)
     result = fit(
         config,
         task_of(config),
         partial(build_model, config),
         partial(train_batches, config),
         workdir,
+        start=lambda plan, say: load_start(plan, config.ckpt, config.model, say),
     )
     return result.exit_code

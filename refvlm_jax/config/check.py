@@ -14,6 +14,7 @@ from refvlm_jax.config.schema import AugmentConfig, DataConfig, MeshConfig, Opti
 _MAY_BE_ZERO = {
     "attention_block",
     "logits_chunk",
+    "vocab_padding",
     "flip",
     "colour",
     "hue",
@@ -78,6 +79,8 @@ def check(config: RunConfig) -> None:
     _check_augment(config.data.augment)
     for pattern in config.train.keep_float32:
         _check_pattern("train.keep_float32", pattern)
+    for pattern in config.ckpt.start_fresh:
+        _check_pattern("ckpt.start_fresh", pattern)
 
 
 def _numbers(node: Any, path: str = "", name: str = "") -> Iterator[tuple[str, str, float]]:

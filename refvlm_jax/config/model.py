@@ -84,6 +84,9 @@ class LlamaConfig:
     """Llama-family decoder (Vicuna-7B v1.5 by default)."""
 
     vocab_size: int = 32010
+    vocab_padding: int = 0
+    """Rows behind the last token that make the table's length divide a mesh. They are never predicted
+    and take no part in a loss; an export strips them."""
     width: int = 4096
     layers: int = 32
     heads: int = 32
@@ -107,6 +110,11 @@ class LlamaConfig:
     remat: Literal["none", "full", "dots"] = "full"
     """What a scanned block recomputes in the backward pass."""
     lora: LoraConfig | None = None
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding and columns of the head."""
+        return self.vocab_size + self.vocab_padding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,6 +206,11 @@ class CkptConfig:
     """Checkpoints kept; at least 2 allows falling back from a damaged one."""
     async_save: bool = True
     """Write in the background while training goes on."""
+    start_from: tuple[str, ...] = ()
+    """Where a new run takes its first weights from: work folders of earlier runs, imported checkpoints,
+    files and folders of PyTorch weights. Of two that hold the same parameter the later one gives it."""
+    start_fresh: tuple[str, ...] = ()
+    """Regular expressions of dotted names that start from scratch all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -80,6 +81,22 @@ def overlay_svg(
         f'<svg class="picture" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(label, quote=True)}">{image_element}{"".join(shapes)}</svg>'
     )
+
+
+def standalone_svg(
+    image: np.ndarray, record: Prediction, prompts: Sequence[RegionPrompt] = ()
+) -> str:
+    """The same drawing as a file of its own.
+
+    Args:
+      image: uint8[H, W, 3], the original picture.
+    """
+    height, width = image.shape[:2]
+    shown = image_element(image, "picture", width, height)
+    svg = overlay_svg(record, shown, width, height, label=record.plain, prompts=prompts)
+    style = (Path(__file__).parent / "picture.css").read_text(encoding="utf-8")
+    opening, rest = svg.split(">", 1)
+    return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{rest}\n'
 
 
 def image_element(image: np.ndarray, element_id: str, width: int, height: int) -> str:

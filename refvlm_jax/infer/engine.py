@@ -1,6 +1,7 @@
 """The inference engine: prompt batches in, answers with everything decoded in picture pixels out."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import jax
@@ -69,6 +70,7 @@ class Engine:
       slots: reference slots of the unit decoding program.
       mask_threshold: probability above which a mask pixel is set.
       depth_kind: what the model's depth decoder answers, see `DepthUnitConfig.mode`.
+      scope: entered while the programs are traced, to lay activations out on a mesh.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Engine:
         slots: int,
         mask_threshold: float = 0.5,
         depth_kind: str = "metric",
+        scope: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.params, self.tokenizer, self.slots = params, tokenizer, slots
         self.depth_kind = depth_kind
@@ -88,12 +91,14 @@ class Engine:
 
         def answer(params: Mapping[str, jax.Array], batch: Batch) -> Generation:
             eos, pad = tokenizer.eos_id, tokenizer.pad_id
-            return generate(model_of(params), batch, max_new=max_new, eos_id=eos, pad_id=pad)
+            with scope():
+                return generate(model_of(params), batch, max_new=max_new, eos_id=eos, pad_id=pad)
 
         def decode(
             params: Mapping[str, jax.Array], generation: Generation, refs: RefTable, images: int
         ) -> UnitOutputs:
-            return decode_answers(model_of(params), generation, refs, images)
+            with scope():
+                return decode_answers(model_of(params), generation, refs, images)
 
         self._generate = jax.jit(answer)
         self._decode = jax.jit(decode, static_argnums=3)

@@ -53,6 +53,68 @@ class _Loop:
     done: Bool[Array, "B"]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A batch of prompts that was read: what the first generated token follows from."""
+
+    features: VisionFeatures
+    hidden: Float[Array, "B S D"]
+    last: Float[Array, "B D"]
+    """State at the end of each prompt; it predicts the first token."""
+    lengths: Int[Array, "B"]
+    """Positions of each prompt."""
+    cache: KVCache
+
+
+def read_prompt(model: RefVLM, batch: Batch, max_new: int) -> Prompt:
+    """Runs right-padded prompt rows and makes room for `max_new` tokens behind them."""
+    features = model.encode_images(batch.images)
+    embeddings = model.embed(batch, features)
+    rows, size = batch.tokens.shape
+    cache = model.llama.init_cache(rows, size + max_new, model.dtype)
+    hidden, cache = model.llama.prefill(embeddings, batch.positions, batch.segment_ids, cache)
+    lengths = (batch.segment_ids > 0).sum(axis=1)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return Prompt(features=features, hidden=hidden, last=last, lengths=lengths, cache=cache)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """One generated token a row, and where it leaves the model."""
+
+    token: Int[Array, "B"]
+    log_prob: Float[Array, "B"]
+    state: Float[Array, "B D"]
+    """State at the token; it predicts the next one."""
+    cache: KVCache
+
+
+def next_token(
+    model: RefVLM,
+    state: Float[Array, "B D"],
+    position: Int[Array, "B"],
+    slot: Int[Array, ""],
+    cache: KVCache,
+    done: Bool[Array, "B"],
+    pad_id: int,
+) -> NextToken:
+    """Chooses the most probable token and feeds it; rows that are `done` get `pad_id`.
+
+    Args:
+      state: what the token is predicted from.
+      position: rotary position of the token.
+      slot: of the cache that the token takes in every row.
+    """
+    log_probs = jax.nn.log_softmax(model.llama.logits(state[:, None])[:, 0], axis=-1)
+    token = jnp.where(done, pad_id, log_probs.argmax(axis=-1)).astype(jnp.int32)
+    log_prob = jnp.where(done, 0.0, log_probs.max(axis=-1))
+    embedding = model.llama.embed(token[:, None]).astype(model.dtype)
+    state, cache = model.llama.decode_step(embedding, position[:, None], cache, slot)
+    return NextToken(token=token, log_prob=log_prob, state=state[:, 0], cache=cache)
+
+
 def generate(
     model: RefVLM, batch: Batch, *, max_new: int, eos_id: int, pad_id: int = 0
 ) -> Generation:
@@ -61,40 +123,29 @@ def generate(
     Rows of different prompt length share the cache: row b's token t has rotary position len_b + t
     but cache slot S + t, and padding slots are never attended to.
     """
-    features = model.encode_images(batch.images)
-    embeddings = model.embed(batch, features)
-    rows, prompt = batch.tokens.shape
-    cache = model.llama.init_cache(rows, prompt + max_new, model.dtype)
-    hidden, cache = model.llama.prefill(embeddings, batch.positions, batch.segment_ids, cache)
-    lengths = (batch.segment_ids > 0).sum(axis=1)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    read = read_prompt(model, batch, max_new)
+    rows, size = batch.tokens.shape
 
     def decode(loop: _Loop) -> _Loop:
-        log_probs = jax.nn.log_softmax(model.llama.logits(loop.state[:, None])[:, 0], axis=-1)
-        best = log_probs.argmax(axis=-1)
-        token = jnp.where(loop.done, pad_id, best).astype(jnp.int32)
-        best_log_prob = jnp.where(loop.done, 0.0, log_probs.max(axis=-1))
-        embedding = model.llama.embed(token[:, None]).astype(model.dtype)
-        state, updated = model.llama.decode_step(
-            embedding, (lengths + loop.t)[:, None], loop.cache, prompt + loop.t
-        )
+        position, slot = read.lengths + loop.t, size + loop.t
+        found = next_token(model, loop.state, position, slot, loop.cache, loop.done, pad_id)
         return _Loop(
             t=loop.t + 1,
-            state=state[:, 0],
-            cache=updated,
-            tokens=loop.tokens.at[:, loop.t].set(token),
-            log_prob=loop.log_prob.at[:, loop.t].set(best_log_prob),
-            hidden=loop.hidden.at[:, loop.t].set(state[:, 0]),
-            done=loop.done | (token == eos_id),
+            state=found.state,
+            cache=found.cache,
+            tokens=loop.tokens.at[:, loop.t].set(found.token),
+            log_prob=loop.log_prob.at[:, loop.t].set(found.log_prob),
+            hidden=loop.hidden.at[:, loop.t].set(found.state),
+            done=loop.done | (found.token == eos_id),
         )
 
     start = _Loop(
         t=jnp.int32(0),
-        state=last,
-        cache=cache,
+        state=read.last,
+        cache=read.cache,
         tokens=jnp.full((rows, max_new), pad_id, jnp.int32),
         log_prob=jnp.zeros((rows, max_new), jnp.float32),
-        hidden=jnp.zeros((rows, max_new, last.shape[-1]), last.dtype),
+        hidden=jnp.zeros((rows, max_new, read.last.shape[-1]), read.last.dtype),
         # Dummy rows that only fill up the last batch are finished before they start.
         done=batch.sample_id < 0,
     )
@@ -104,9 +155,9 @@ def generate(
         log_prob=end.log_prob,
         hidden=end.hidden,
         finished=end.done,
-        features=features,
-        prompt_end=last if model.adapter is not None else None,
-        patches=model.patch_states(hidden, batch),
+        features=read.features,
+        prompt_end=read.last if model.adapter is not None else None,
+        patches=model.patch_states(read.hidden, batch),
     )
 
 

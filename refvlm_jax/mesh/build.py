@@ -98,12 +98,17 @@ def data_shard(sharding: NamedSharding, rows: int) -> tuple[int, int]:
 
 def check_rows(batch_size: int, accumulate: int, mesh: Mesh, rules: ShardingRules) -> None:
     """Raises ConfigError unless every device gets the same number of rows of each micro-batch."""
-    shards = math.prod(mesh.shape[axis] for axis in _axes(rules.batch))
+    shards = batch_shards(mesh.shape, rules)
     if batch_size % (accumulate * shards):
         raise ConfigError(
             f"data.batch_size = {batch_size} is not divisible by train.accumulate x batch shards "
             f"= {accumulate} x {shards}; use a multiple of {accumulate * shards}"
         )
+
+
+def batch_shards(sizes: Mapping[str, int], rules: ShardingRules) -> int:
+    """Parts that the rows of a batch are split into, from the size of every mesh axis."""
+    return math.prod(sizes[axis] for axis in _axes(rules.batch))
 
 
 def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 Follows Hugging Face's LlamaForCausalLM number for number (Vicuna, Llama 3; Mistral through
 `sliding_window`). Shape legend: `B` rows, `S` positions, `T` cache slots, `D` width, `H` heads,
-`G` key heads, `K` head dim, `L` layers, `V` vocabulary.
+`G` key heads, `K` head dim, `L` layers, `V` rows of the vocabulary, padding included.
 """
 
 import dataclasses
@@ -47,11 +47,17 @@ class LlamaOutput:
 
 
 @jax.named_scope("logits")
-def vocabulary_logits(hidden: Hidden, head: Float[Array, "D V"]) -> Float[Array, "B S V"]:
-    """Scores of every token, in fp32."""
+def vocabulary_logits(
+    hidden: Hidden, head: Float[Array, "D V"], vocab_size: int
+) -> Float[Array, "B S V"]:
+    """Scores of every token, in fp32; the least number there is past `vocab_size`."""
     logits = jnp.einsum(
         "bsd,dv->bsv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
+    if vocab_size < head.shape[1]:
+        # Masked rather than cut off: the length must go on dividing the mesh.
+        token = jnp.arange(head.shape[1]) < vocab_size
+        logits = jnp.where(token, logits, jnp.finfo(jnp.float32).min)
     return constrain(logits, "batch", "length", "act_vocab")
 
 
@@ -60,7 +66,7 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         self.config = config
-        shape = (config.vocab_size, config.width)
+        shape = (config.vocab_rows, config.width)
         self.embedding = param(rngs, normal(config.embedding_init), shape, ("vocab", "embed"))
         self.blocks = Stack(
             lambda keys: Block(config, keys), config.layers, rngs, unroll=config.unroll_layers
@@ -83,7 +89,7 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: Hidden) -> Float[Array, "B S V"]:
         """Vocabulary logits in fp32."""
-        return vocabulary_logits(hidden, self.head())
+        return vocabulary_logits(hidden, self.head(), self.config.vocab_size)
 
     def __call__(
         self,

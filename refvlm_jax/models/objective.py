@@ -101,13 +101,14 @@ def language_loss_sum(
 ) -> Float[Array, ""]:
     """Cross entropy of the next supervised token, summed, in fp32."""
     targets, head = _next_tokens(batch), model.llama.head()
-    size = model.config.llama.logits_chunk
+    config = model.config.llama
+    size, tokens = config.logits_chunk, config.vocab_size
     if not 0 < size < hidden.shape[1]:
-        return _cross_entropy_sum(hidden, head, targets)
+        return _cross_entropy_sum(hidden, head, targets, tokens)
 
     def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
         states, labels = part
-        return total + _cross_entropy_sum(states, head, labels), None
+        return total + _cross_entropy_sum(states, head, labels, tokens), None
 
     # The logits of a chunk are made again in the backward pass rather than kept.
     step = jax.checkpoint(add, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
@@ -118,9 +119,12 @@ def language_loss_sum(
 
 
 def _cross_entropy_sum(
-    hidden: Float[Array, "B S D"], head: Float[Array, "D V"], targets: Int[Array, "B S"]
+    hidden: Float[Array, "B S D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B S"],
+    vocab_size: int,
 ) -> Float[Array, ""]:
-    logits = vocabulary_logits(hidden, head)
+    logits = vocabulary_logits(hidden, head, vocab_size)
     safe = jnp.where(targets == IGNORE_ID, 0, targets)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
     return jnp.where(targets == IGNORE_ID, 0.0, loss).sum()

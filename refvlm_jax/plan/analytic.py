@@ -6,17 +6,26 @@ positions. State is exact; activations are the peak of `plan.liveness` over thos
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.schema import MeshConfig, RunConfig
-from refvlm_jax.mesh.build import make_rules
+from refvlm_jax.mesh.build import make_rules, mesh_shape
+from refvlm_jax.mesh.rules import MESH_AXES
 from refvlm_jax.plan.flops import Flops, count_flops
+from refvlm_jax.plan.generation import Phase, abstract_cache, in_place, serving, trace_generation
 from refvlm_jax.plan.liveness import Peak, peak_of
-from refvlm_jax.plan.program import StateBytes, abstract_state, leaf_bytes, state_bytes, trace_step
+from refvlm_jax.plan.program import (
+    StateBytes,
+    abstract_state,
+    leaf_bytes,
+    planned_shards,
+    state_bytes,
+    trace_step,
+    tree_bytes,
+)
 from refvlm_jax.train.state import StatePlan
 
 
@@ -37,14 +46,16 @@ class Estimate:
         return self.state.total + self.accumulators + self.activations.bytes
 
 
-def estimate(config: RunConfig, devices: int) -> Estimate:
-    """Estimates a step on that many devices.
+def estimate(config: RunConfig, devices: int, phase: Phase = "train") -> Estimate:
+    """Estimates a step of training or of generation on that many devices.
 
     Raises:
       ConfigError: the batch does not divide over the mesh.
     """
+    if phase != "train":
+        return _estimate_generation(serving(config, devices), devices, phase)
     plan, mesh = abstract_state(config, devices)
-    local = local_config(config, mesh)
+    local = local_config(config, devices)
     program = trace_step(local, jax.devices()[:1])
     parts = config.train.accumulate
     flops = count_flops(program.jaxpr)
@@ -64,13 +75,26 @@ def estimate(config: RunConfig, devices: int) -> Estimate:
     )
 
 
-def local_config(config: RunConfig, mesh: Mapping[str, int]) -> RunConfig:
-    """The run as one device sees it: one micro-batch of its rows, its heads and its positions."""
-    rules = make_rules(config.mesh)
-    batch_axes = rules.batch or ()
-    shards = math.prod(
-        mesh[a] for a in ((batch_axes,) if isinstance(batch_axes, str) else batch_axes)
+def _estimate_generation(config: RunConfig, devices: int, phase: Phase) -> Estimate:
+    plan, mesh = abstract_state(config, devices)
+    local = local_config(config, devices)
+    program = trace_generation(local, jax.devices()[:1], phase)
+    abstract = jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh))
+    cache = abstract_cache(config, abstract, make_rules(config.mesh))
+    state = state_bytes(plan, config, abstract)
+    batch = state.batch if phase == "prefill" else 0
+    return Estimate(
+        state=dataclasses.replace(state, optimizer=0, batch=batch, cache=tree_bytes(cache)),
+        accumulators=0,
+        activations=peak_of(program.jaxpr, _shards(plan, program.plan) | in_place(local)),
+        flops=count_flops(program.jaxpr),
     )
+
+
+def local_config(config: RunConfig, devices: int) -> RunConfig:
+    """The run as one device sees it: one micro-batch of its rows, its heads and its positions."""
+    mesh = dict(zip(MESH_AXES, mesh_shape(config.mesh, devices), strict=True))
+    shards = planned_shards(config, devices)
     rows, rest = divmod(config.data.batch_size, config.train.accumulate * shards)
     if rest or not rows:
         unit = config.train.accumulate * shards
@@ -89,7 +113,8 @@ def local_config(config: RunConfig, mesh: Mapping[str, int]) -> RunConfig:
         heads=part(llama.heads) if llama.kv_heads % tensor == 0 else llama.heads,
         kv_heads=part(llama.kv_heads),
         mlp_dim=part(llama.mlp_dim),
-        vocab_size=part(llama.vocab_size),
+        vocab_size=part(llama.vocab_rows),
+        vocab_padding=0,
     )
     return dataclasses.replace(
         config,

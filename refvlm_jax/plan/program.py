@@ -11,10 +11,18 @@ from jax.sharding import AxisType, NamedSharding
 from refvlm_jax.batch import abstract_batch
 from refvlm_jax.cli.run import batch_spec, build_model, task_of
 from refvlm_jax.config.schema import RunConfig
-from refvlm_jax.mesh.build import batch_sharding, check_rows, make_mesh, make_rules, mesh_shape
+from refvlm_jax.mesh.build import (
+    batch_sharding,
+    batch_shards,
+    check_rows,
+    make_mesh,
+    make_rules,
+    mesh_shape,
+)
 from refvlm_jax.mesh.rules import MESH_AXES
 from refvlm_jax.train.loop import plan_state
 from refvlm_jax.train.model_def import define
+from refvlm_jax.train.optim import check_trained
 from refvlm_jax.train.state import StatePlan
 from refvlm_jax.train.step import make_train_step
 
@@ -46,11 +54,13 @@ class StateBytes:
     frozen: int
     optimizer: int
     batch: int
+    cache: int = 0
+    """Keys and values of generation."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.params + self.frozen + self.optimizer + self.batch
+        return self.params + self.frozen + self.optimizer + self.batch + self.cache
 
 
 def trace_step(config: RunConfig, devices: Sequence[jax.Device]) -> Program:
@@ -61,7 +71,9 @@ def trace_step(config: RunConfig, devices: Sequence[jax.Device]) -> Program:
     """
     mesh, rules = make_mesh(config.mesh, devices), make_rules(config.mesh)
     check_rows(config.data.batch_size, config.train.accumulate, mesh, rules)
-    plan = plan_state(config, define(partial(build_model, config)), mesh)
+    model = define(partial(build_model, config))
+    check_trained(config.optim, list(model.axes))
+    plan = plan_state(config, model, mesh)
     step = make_train_step(plan, task_of(config), config, mesh, rules)
     layout = batch_sharding(mesh, rules)
     batch = jax.tree.map(
@@ -94,6 +106,12 @@ def state_bytes(plan: StatePlan, config: RunConfig, mesh: Any) -> StateBytes:
         optimizer=tree_bytes(plan.state.opt_state),
         batch=tree_bytes(batch),
     )
+
+
+def planned_shards(config: RunConfig, devices: int) -> int:
+    """Parts that the rows of a batch are split into on so many devices."""
+    sizes = dict(zip(MESH_AXES, mesh_shape(config.mesh, devices), strict=True))
+    return batch_shards(sizes, make_rules(config.mesh))
 
 
 def tree_bytes(tree: Any) -> int:

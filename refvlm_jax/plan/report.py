@@ -12,6 +12,7 @@ from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.plan.analytic import Estimate, estimate
 from refvlm_jax.plan.compile import OutOfMemory, compile_step, described_devices
 from refvlm_jax.plan.flops import Flops, count_flops
+from refvlm_jax.plan.generation import Phase, serving, trace_generation
 from refvlm_jax.plan.hlo import collectives
 from refvlm_jax.plan.liveness import Tensor
 from refvlm_jax.plan.pods import Pod
@@ -25,11 +26,18 @@ LISTED = 12
 
 
 def plan(
-    config: RunConfig, pod: Pod, *, analytic: bool = False, guess: Estimate | None = None
+    config: RunConfig,
+    pod: Pod,
+    *,
+    analytic: bool = False,
+    guess: Estimate | None = None,
+    phase: Phase = "train",
 ) -> dict[str, Any]:
     """Plans a run on a pod.
 
     Args:
+      phase: a training step, reading `eval.batch_size` prompts of `data.seq_len` positions, or
+        writing one token of each answer.
       analytic: estimates everything from the step's equations, without the hardware's compiler.
       guess: the run's estimate for so many devices, where it was made before.
 
@@ -40,15 +48,16 @@ def plan(
     began, spent = time.perf_counter(), time.process_time()
     # First, so that a missing compiler is said at once.
     devices = None if analytic else described_devices(pod)
-    guess = guess or estimate(config, pod.devices)
+    guess = guess or estimate(config, pod.devices, phase)
     if devices is None:
-        found = _analytic(config, pod, guess)
+        found = _analytic(config, pod, guess, phase)
     else:
-        found = _compiled(config, pod, guess, devices)
+        found = _compiled(config, pod, guess, devices, phase)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     head = {
         "config": config.name,
         "fingerprint": fingerprint(config),
+        "phase": phase,
         "pod": pod.name,
         "layout": pod.describe(),
         "devices": pod.devices,
@@ -66,7 +75,7 @@ def plan(
     return {**head, **found, "cost": cost}
 
 
-def _analytic(config: RunConfig, pod: Pod, guess: Estimate) -> dict[str, Any]:
+def _analytic(config: RunConfig, pod: Pod, guess: Estimate, phase: Phase) -> dict[str, Any]:
     capacity, peak = pod.device.capacity, guess.peak
     how = "state, and the liveness of the values in the step's jaxpr at one device's sizes"
     memory = _memory(pod, guess, peak, how)
@@ -80,14 +89,17 @@ def _analytic(config: RunConfig, pod: Pod, guess: Estimate) -> dict[str, Any]:
         "flops": _flops(guess.flops, 1),
         "collectives": None,
         "time": _time(config, roofline, with_links=False),
-        "data": _data(config, roofline),
+        "data": _data(config, roofline, phase),
     }
 
 
 def _compiled(
-    config: RunConfig, pod: Pod, guess: Estimate, devices: Sequence[Any]
+    config: RunConfig, pod: Pod, guess: Estimate, devices: Sequence[Any], phase: Phase
 ) -> dict[str, Any]:
-    program = trace_step(config, devices)
+    if phase == "train":
+        program = trace_step(config, devices)
+    else:
+        program = trace_generation(serving(config, len(devices)), devices, phase)
     flops = count_flops(program.jaxpr)
     answer = compile_step(program, pod)
     shape = dict(program.mesh.shape)
@@ -134,7 +146,7 @@ def _compiled(
             ],
         },
         "time": _time(config, roofline, with_links=True),
-        "data": _data(config, roofline),
+        "data": _data(config, roofline, phase),
     }  # fmt: skip
 
 
@@ -170,6 +182,9 @@ def _memory(pod: Pod, guess: Estimate, peak: float, how: str) -> dict[str, Any]:
         "frozen": _value(state.frozen, "bytes", f"frozen parameters: {exact}"),
         "optimizer": _value(state.optimizer, "bytes", f"optimiser: {exact}"),
         "batch": _value(state.batch, "bytes", "one global batch split over the batch axes"),
+        "cache": _value(
+            state.cache, "bytes", "keys and values of generation, shapes and shardings"
+        ),
         "activations": _value(
             max(peak - state.total, 0), "bytes", "peak less state: activations, gradients, buffers"
         ),
@@ -206,7 +221,7 @@ def _roofline(
     pod: Pod, guess: Estimate, total: float, model: float, seconds: dict[str, float] | None
 ) -> Roofline:
     device, state = pod.device, guess.state
-    moved = 2 * (state.params + state.optimizer) + state.frozen + state.batch
+    moved = 2 * (state.params + state.optimizer) + state.frozen + state.batch + state.cache
     return Roofline(
         compute=total / device.flops,
         memory=(moved + guess.flops.product_bytes) / device.memory_bandwidth,
@@ -237,7 +252,9 @@ def _time(config: RunConfig, roofline: Roofline, *, with_links: bool) -> dict[st
     }
 
 
-def _data(config: RunConfig, roofline: Roofline) -> dict[str, Any]:
+def _data(config: RunConfig, roofline: Roofline, phase: Phase) -> dict[str, Any]:
+    if phase != "train":
+        return _answers(config, roofline, phase)
     steps, rows = config.train.steps, config.data.batch_size
     positions = steps * rows * config.data.seq_len
     likely = roofline.model_flops / (roofline.peak_flops * ASSUMED_MFU)
@@ -252,6 +269,21 @@ def _data(config: RunConfig, roofline: Roofline) -> dict[str, Any]:
             steps * max(likely, roofline.overlapped) / 86400,
             "days",
             f"steps at {ASSUMED_MFU:.0%} MFU",
+        ),
+    }
+
+
+def _answers(config: RunConfig, roofline: Roofline, phase: Phase) -> dict[str, Any]:
+    rows, seconds = config.eval.batch_size, roofline.overlapped
+    positions = rows * (config.data.seq_len if phase == "prefill" else 1)
+    return {
+        "rows": _value(rows, "rows", "eval.batch_size"),
+        "prompt": _value(config.data.seq_len, "positions", "data.seq_len"),
+        "room": _value(config.eval.max_new_tokens, "positions", "eval.max_new_tokens"),
+        "speed_bound": _value(
+            positions / seconds if seconds else 0.0,
+            "positions/s",
+            "positions of all rows in one call / step_bound",
         ),
     }
 

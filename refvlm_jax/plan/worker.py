@@ -26,7 +26,12 @@ _ENVIRONMENT = {
 
 
 def make_plan(
-    config: RunConfig, pod: Pod, *, analytic: bool = False, verbose: bool = False
+    config: RunConfig,
+    pod: Pod,
+    *,
+    analytic: bool = False,
+    phase: str = "train",
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """Plans in a new process; see `plan.report.plan` for the answer.
 
@@ -36,7 +41,14 @@ def make_plan(
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         request.write_text(
-            json.dumps({"config": to_dict(config), "pod": pod.name, "analytic": analytic})
+            json.dumps(
+                {
+                    "config": to_dict(config),
+                    "pod": pod.name,
+                    "analytic": analytic,
+                    "phase": phase,
+                }
+            )
         )
         environment = {**os.environ, **_ENVIRONMENT}
         if pod.device.platform == "cuda":
@@ -69,7 +81,8 @@ def main(request: Path, answer: Path) -> None:
     from refvlm_jax.plan.report import plan
 
     try:
-        found: dict[str, Any] = plan(resolve(asked["config"]), pod, analytic=asked["analytic"])
+        config = resolve(asked["config"])
+        found: dict[str, Any] = plan(config, pod, analytic=asked["analytic"], phase=asked["phase"])
     except ValueError as error:
         found = {"error": str(error)}
     scratch = answer.with_suffix(".tmp")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from refvlm_jax.ckpt.manager import CheckpointManager
@@ -20,7 +19,7 @@ from refvlm_jax.train.goodput import Ledger, carried_on
 from refvlm_jax.train.metrics import MetricWriter, last_record
 from refvlm_jax.train.model_def import ModelDef, ModelFn, Params, define
 from refvlm_jax.train.nonfinite import TrainingError
-from refvlm_jax.train.optim import check_groups, is_trainable, make_optimizer
+from refvlm_jax.train.optim import check_groups, check_trained, is_trainable, make_optimizer
 from refvlm_jax.train.progress import ProgressView
 from refvlm_jax.train.run import Hook, Run
 from refvlm_jax.train.state import StatePlan, TrainState, build, initialize
@@ -34,6 +33,8 @@ CHECKPOINTS = "checkpoints"
 """Name of the checkpoint folder inside a work folder."""
 LoaderFn = Callable[[int], Iterable[Any]]
 """Step to start at -> host batches with this process's rows, one a step."""
+StartFn = Callable[[StatePlan, Callable[[str], None]], Mapping[str, Any]]
+"""What a run needs, and where to report -> first values by dotted name."""
 
 
 class Status(enum.Enum):
@@ -78,7 +79,7 @@ def fit(
     workdir: str | Path,
     *,
     hooks: Sequence[Hook] = (),
-    initial: Mapping[str, np.ndarray] | None = None,
+    start: StartFn | None = None,
     quiet: bool = False,
 ) -> FitResult:
     """Trains to `train.steps`, resuming from the newest checkpoint in `workdir`.
@@ -86,7 +87,7 @@ def fit(
     Args:
       loader_fn: opens the stream of host batches at a step; the step is the whole data position.
       hooks: run between steps at their own rhythm and once at the end.
-      initial: parameters to start from (see `initialize`); unused on resume.
+      start: gives the weights to start from (see `initialize`); not called on resume.
       quiet: print nothing; warnings are still logged.
 
     Raises:
@@ -99,11 +100,13 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     mesh, rules = make_mesh(config.mesh), make_rules(config.mesh)
     check_rows(config.data.batch_size, config.train.accumulate, mesh, rules)
-    plan = plan_state(config, define(model_fn))
+    model = define(model_fn)
+    check_trained(config.optim, list(model.axes))
+    plan = plan_state(config, model)
     view = ProgressView(config.name, quiet=quiet or jax.process_index() != 0)
     manager = CheckpointManager(folder / CHECKPOINTS, config.ckpt)
     try:
-        state, frozen, meta = _start(config, plan, manager, initial, view)
+        state, frozen, meta = _start(config, plan, manager, start, view)
         seconds, first = meta.get("train_seconds", 0.0), int(jax.device_get(state.step))
         ledger.carry(carried_on(meta.get("ledger"), first, last_record(folder), time.time()))
         if first >= config.train.steps:
@@ -155,12 +158,12 @@ def _start(
     config: RunConfig,
     plan: StatePlan,
     manager: CheckpointManager,
-    initial: Mapping[str, np.ndarray] | None,
+    start: StartFn | None,
     view: ProgressView,
 ) -> tuple[TrainState, Params, Mapping[str, Any]]:
     """State, frozen parameters and metadata of a checkpoint, or from scratch without metadata."""
     if manager.latest_step() is None:
-        state, frozen = initialize(plan, config.seed, initial)
+        state, frozen = initialize(plan, config.seed, start(plan, view.say) if start else None)
         return state, frozen, {}
     restored = manager.restore(plan.state, plan.frozen)
     view.say(f"resumed at step {restored.step}")

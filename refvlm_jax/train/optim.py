@@ -31,7 +31,7 @@ def is_trainable(config: OptimConfig) -> Callable[[str], bool]:
 
 
 def check_groups(config: OptimConfig, names: Sequence[str]) -> None:
-    """Raises ConfigError for a pattern that finds no parameter, or if nothing is trained."""
+    """Raises ConfigError for a pattern that finds no parameter."""
     for index, group in enumerate(config.groups):
         if not any(re.search(group.pattern, name) for name in names):
             parts = sorted({name.split(".")[0] for name in names})
@@ -39,6 +39,10 @@ def check_groups(config: OptimConfig, names: Sequence[str]) -> None:
                 f"optim.groups[{index}].pattern = {group.pattern!r} matches no parameter; "
                 f"names start with {', '.join(parts)}"
             )
+
+
+def check_trained(config: OptimConfig, names: Sequence[str]) -> None:
+    """Raises ConfigError if nothing is trained."""
     if all(group_of(config, name).frozen for name in names):
         raise ConfigError("optim.groups freeze every parameter; nothing would be trained")
 

@@ -1,7 +1,6 @@
 """The training state and its birth: abstract first, then every array created where it lives."""
 
 import dataclasses
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,8 +14,6 @@ from jaxtyping import Array
 from refvlm_jax.mesh.rules import ShardingRules
 from refvlm_jax.mesh.shardings import like_params, param_shardings
 from refvlm_jax.train.model_def import ModelDef, Params, is_constant
-
-_LOG = logging.getLogger(__name__)
 
 
 @jax.tree_util.register_dataclass
@@ -88,52 +85,49 @@ def shardings_of(abstract: Any) -> Any:
 
 
 def initialize(
-    plan: StatePlan, seed: int, initial: Mapping[str, np.ndarray] | None = None
+    plan: StatePlan, seed: int, initial: Mapping[str, np.ndarray | jax.Array] | None = None
 ) -> tuple[TrainState, Params]:
     """Creates the state and the frozen parameters, sharded from birth.
 
     Args:
       seed: of the parameters and of dropout.
-      initial: host arrays by dotted name that replace the random values (converted or earlier
-        weights); names it lacks keep their random values.
+      initial: values by dotted name in place of random ones (converted or earlier weights): host
+        arrays, or arrays laid out as planned. Nothing is drawn for these.
 
     Raises:
       ValueError: an initial array is unknown to the model or has another shape.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     whole = plan.state.step.sharding
+    wanted = {**plan.state.params, **plan.frozen}
+    given = _given(wanted, initial or {})
+    rest = {name: a for name, a in wanted.items() if name not in given}
 
-    def create(key: Array) -> tuple[Params, Params]:
+    def create(key: Array) -> Params:
         values = plan.model.init(key)
-        return tuple(  # type: ignore[return-value]
-            {n: values[n].astype(a.dtype) for n, a in part.items()}
-            for part in (plan.state.params, plan.frozen)
-        )
+        return {name: values[name].astype(a.dtype) for name, a in rest.items()}
 
-    layout = shardings_of((plan.state.params, plan.frozen))
-    params, frozen = jax.jit(create, out_shardings=layout)(init_key)
-    params, frozen = _replace(plan, params, frozen, initial or {})
+    drawn = jax.jit(create, out_shardings=shardings_of(rest))(init_key)
+    values = {**drawn, **given}
+    params, frozen = ({n: values[n] for n in part} for part in (plan.state.params, plan.frozen))
     opt_state = jax.jit(plan.tx.init, out_shardings=shardings_of(plan.state.opt_state))(params)
     step = jax.device_put(np.int32(0), whole)
     rng = jax.device_put(np.asarray(jax.random.key_data(run_key)), whole)
     return TrainState(step, params, opt_state, rng), frozen
 
 
-def _replace(
-    plan: StatePlan, params: Params, frozen: Params, initial: Mapping[str, np.ndarray]
-) -> tuple[Params, Params]:
-    abstract: dict[str, jax.ShapeDtypeStruct] = {**plan.state.params, **plan.frozen}
+def _given(
+    wanted: Mapping[str, jax.ShapeDtypeStruct], initial: Mapping[str, np.ndarray | jax.Array]
+) -> Params:
+    found = {}
     for name, value in initial.items():
-        if name not in abstract:
+        if name not in wanted:
             raise ValueError(f"initial parameter {name} is unknown to the model; remove it")
-        if tuple(value.shape) != abstract[name].shape:
-            expected = abstract[name].shape
+        if tuple(value.shape) != wanted[name].shape:
+            expected = wanted[name].shape
             raise ValueError(f"initial parameter {name}: expected {expected}, found {value.shape}")
-        target = params if name in params else frozen
-        target[name] = place(value, abstract[name])
-    if initial and (random := sorted(abstract.keys() - initial.keys())):
-        _LOG.warning("parameters without an initial value, drawn at random: %s", random)
-    return params, frozen
+        found[name] = value if isinstance(value, jax.Array) else place(value, wanted[name])
+    return found
 
 
 def place(value: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:

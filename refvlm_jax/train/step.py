@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt32
@@ -23,17 +24,15 @@ StepFn = Callable[[TrainState, Params, Any], tuple[TrainState, Metrics]]
 
 def cast_params(params: Params, config: TrainConfig) -> Params:
     """Floating parameters in the compute dtype; the one place where precision is decided."""
-    dtype = jnp.dtype(config.compute_dtype)
+    return {n: v.astype(compute_dtype(n, v, config)) for n, v in params.items()}
 
-    def keep(name: str, value: Array) -> bool:
-        floating = jnp.issubdtype(value.dtype, jnp.floating)
-        return (
-            not floating
-            or is_constant(name)
-            or any(re.search(p, name) for p in config.keep_float32)
-        )
 
-    return {n: v if keep(n, v) else v.astype(dtype) for n, v in params.items()}
+def compute_dtype(name: str, value: Array | np.ndarray, config: TrainConfig) -> jnp.dtype:
+    """The dtype that a parameter is used in."""
+    kept = is_constant(name) or any(re.search(p, name) for p in config.keep_float32)
+    if kept or not jnp.issubdtype(value.dtype, jnp.floating):
+        return value.dtype
+    return jnp.dtype(config.compute_dtype)
 
 
 def dropout_key(rng: UInt32[Array, "2"], step: Int[Array, ""]) -> Array:

@@ -19,6 +19,7 @@ SMALL = (
     "world.train=24",
     "world.val=8",
     "world.val_combos=4",
+    "ckpt.start_from=()",
     "model.vision.layers=1",
     "model.llama.layers=1",
     "model.box.layers=1",

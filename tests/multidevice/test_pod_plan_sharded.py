@@ -6,11 +6,20 @@ import math
 import jax
 import pytest
 
+from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.model import LlamaConfig, RefVLMConfig
-from refvlm_jax.config.schema import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
+from refvlm_jax.config.schema import (
+    DataConfig,
+    EvalConfig,
+    MeshConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 from refvlm_jax.mesh.rules import PRESETS
 from refvlm_jax.plan.analytic import estimate
 from refvlm_jax.plan.compile import Compiled, compile_step
+from refvlm_jax.plan.generation import Phase
 from refvlm_jax.plan.hlo import collectives
 from refvlm_jax.plan.pods import parse_pod
 from refvlm_jax.plan.program import Program, state_bytes, trace_step
@@ -123,3 +132,32 @@ def test_every_preset_has_its_estimate() -> None:
         mesh = MeshConfig(preset=preset, shape=shape)  # type: ignore[arg-type]
         found = estimate(dataclasses.replace(run_config(stacked()), mesh=mesh), 8)
         assert found.state.params < whole and found.activations.bytes > 0
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_answering_is_planned_like_training(phase: Phase) -> None:
+    """Compiled for eight devices: memory is weights and cache, and work is what the phase does."""
+    mesh = MeshConfig(preset="fsdp_tp", shape=(1, 4, 1, 2))
+    config = dataclasses.replace(
+        run_config(stacked(4)), mesh=mesh, eval=EvalConfig(batch_size=8, max_new_tokens=16)
+    )
+    found, llama = plan(config, POD, phase=phase), config.model.llama
+    assert found["fits"] and found["phase"] == phase and found["method"] == "compiled"
+    memory = {k: e["value"] for k, e in found["memory"].items() if k != "by_module"}
+    # Rows over fsdp, heads over tensor; float32, and what a position and its mask take.
+    slots = 8 * (48 + 16)
+    values = 2 * llama.layers * slots * llama.kv_heads * llama.head_dim * 4 / 8
+    assert memory["cache"] == values + slots * (4 + 1) / 4
+    assert memory["params"] == memory["optimizer"] == 0 < memory["frozen"]
+    assert memory["peak"] >= memory["frozen"] + memory["cache"]
+    assert memory["estimate"] == pytest.approx(memory["peak"], rel=0.6)
+    a_token = 2 * 8 * llama.layers * 3 * llama.width * llama.mlp_dim / 8
+    work = found["flops"]["model"]["value"] / a_token
+    assert (1 < work < 3) if phase == "decode" else (48 < work < 48 * 4)
+    assert found["data"]["speed_bound"]["value"] > 0
+
+
+def test_answering_rows_must_divide_over_the_mesh() -> None:
+    config = dataclasses.replace(run_config(stacked()), eval=EvalConfig(batch_size=6))
+    with pytest.raises(ConfigError, match=r"eval\.batch_size = 6 .* multiple of 8"):
+        plan(config, POD, analytic=True, phase="decode")

@@ -130,6 +130,8 @@ def test_training_checkpoints_adapters_and_padding(tmp_path: Path) -> None:
     import_weights([tmp_path / "w.safetensors"], tmp_path / "ck", config=given, pad_vocab=16)
     stored = open_checkpoint(tmp_path / "ck")
     assert stored.parameters["llama.embedding"].shape == (48, 256)
+    section = stored.meta["config"]["model"]["llama"]
+    assert (section["vocab_size"], section["vocab_padding"]) == (45, 3)
     assert not stored.read("params", "llama.lm_head")[:, 45:].any()
     export_weights(tmp_path / "ck", tmp_path / "adapter", lora="adapter")
     same(tensors(tmp_path / "adapter"), own)

@@ -1,6 +1,7 @@
 """Llama: packing, padding, cached decoding, taps and injections, births."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from flax import nnx
 from refvlm_jax.config.model import LlamaConfig
 from refvlm_jax.models.edits import Edit
 from refvlm_jax.models.llama import Llama
+from refvlm_jax.models.objective import language_loss_sum
+from refvlm_jax.testing.tiny import random_batch, tiny_config, tiny_spec
 
 BASE = LlamaConfig(
     vocab_size=17, width=16, layers=3, heads=4, kv_heads=2, head_dim=4, mlp_dim=24, remat="full"
@@ -51,6 +54,38 @@ def test_embed_and_untied_logits(model: Llama) -> None:
     assert logits.dtype == jnp.float32
     want = np.asarray(x) @ np.asarray(model.lm_head[...])
     np.testing.assert_allclose(logits, want, atol=2e-2 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_padding_of_the_vocabulary_changes_no_loss_and_is_never_predicted(
+    tied: bool, chunk: int
+) -> None:
+    """Whatever its rows hold."""
+    config = dataclasses.replace(BASE, tie_embeddings=tied, logits_chunk=chunk)
+    batch = random_batch(tiny_spec(tiny_config()), rows=2, seed=0, vocab=BASE.vocab_size)
+    states = jax.random.normal(jax.random.key(1), (*batch.tokens.shape, BASE.width))
+    plain = Llama(config, nnx.Rngs(0))
+    padded = Llama(dataclasses.replace(config, vocab_padding=5), nnx.Rngs(0))
+    for own, old, axis in (
+        (padded.embedding, plain.embedding, 0),
+        (padded.lm_head, plain.lm_head, 1),
+    ):
+        if own is not None and old is not None:
+            more = [(0, 5 * (k == axis)) for k in range(2)]
+            own[...] = jnp.pad(old[...], more, constant_values=50.0)
+
+    def loss(model: Llama, states: jax.Array) -> jax.Array:
+        whole = SimpleNamespace(llama=model, config=SimpleNamespace(llama=model.config))
+        return language_loss_sum(whole, states, batch)  # type: ignore[arg-type]
+
+    want, found = (
+        jax.value_and_grad(lambda x, model=model: loss(model, x))(states)
+        for model in (plain, padded)
+    )
+    np.testing.assert_allclose(found[0], want[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], want[1], atol=1e-6)
+    assert int(padded.logits(states).argmax(-1).max()) < BASE.vocab_size
 
 
 def test_tied_logits_use_the_embedding() -> None:

@@ -9,6 +9,7 @@ from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.schema import OptimConfig, ParamGroup, TrainConfig
 from refvlm_jax.train.optim import (
     check_groups,
+    check_trained,
     decays,
     group_of,
     is_trainable,
@@ -68,7 +69,7 @@ def test_groups_that_match_nothing_or_freeze_all_are_errors():
     with pytest.raises(ConfigError, match=r"groups\[0\].*matches no parameter.*box, llama"):
         check_groups(OptimConfig(groups=(ParamGroup(pattern="lama2"),)), list(AXES))
     with pytest.raises(ConfigError, match="freeze every parameter"):
-        check_groups(OptimConfig(groups=(ParamGroup(pattern=".", frozen=True),)), list(AXES))
+        check_trained(OptimConfig(groups=(ParamGroup(pattern=".", frozen=True),)), list(AXES))
 
 
 def test_decay_spares_norms_and_biases_even_when_stacked():

@@ -6,6 +6,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +36,10 @@ def resolved(name: str) -> dict[str, object]:
 
 
 def counts(name: str) -> dict[str, int]:
-    """Parameters by part of the model, and how many of all are trained."""
+    """Parameters by part of the model, and how many of all are trained; padding left out."""
     config = load(name)
+    llama = replace(config.model.llama, vocab_padding=0)
+    config = replace(config, model=replace(config.model, llama=llama))
     model = define(partial(build_model, config))
     check_groups(config.optim, list(model.axes))
     found: dict[str, int] = {"trained": 0}

@@ -108,7 +108,7 @@ def export_weights(
       out: a folder, or a file that ends in .safetensors.
       lora: `merge` adds LoRA into the kernels beside it; `adapter` writes it as a PEFT folder.
       dtype: `keep`, or the one dtype of all floating-point tensors: float32, bfloat16, float16.
-      vocab_size: rows of the vocabulary to keep; by default those that were imported.
+      vocab_size: rows of the vocabulary to keep; by default those of tokens.
 
     Raises:
       ConvertError: `out` exists, the checkpoint is damaged, or PyTorch has no such model.
@@ -135,12 +135,14 @@ def _config(meta: Mapping[str, Any], vocab_size: int | None) -> WholeConfig:
     config = read_config(tree, meta.get("converter") or {})
     if vocab_size is None:
         return config
-    extra = config.llama.vocab_size - vocab_size
-    if extra < 0:
+    padding = config.llama.vocab_rows - vocab_size
+    if padding < 0:
         raise ConvertError(
-            f"--vocab-size {vocab_size} is more than the {config.llama.vocab_size} rows there are"
+            f"--vocab-size {vocab_size} is more than the {config.llama.vocab_rows} rows there are"
         )
-    return replace(config, vocab_padding=extra)
+    return replace(
+        config, llama=replace(config.llama, vocab_size=vocab_size, vocab_padding=padding)
+    )
 
 
 def _parts(meta: Mapping[str, Any], names: Mapping[str, Any]) -> list[Part]:
@@ -171,9 +173,7 @@ def _torch_config(
 ) -> dict[str, Any]:
     """As imported where a part is still what it was; else what it was, overwritten by what it is."""
     old: dict[str, Any] = json.loads(json.dumps(meta.get("torch_config") or {}))
-    padding = config.vocab_padding
-    llama = replace(config.llama, vocab_size=config.llama.vocab_size - padding)
-    own = replace(config, llama=llama, vocab_padding=0)
+    own = replace(config, llama=replace(config.llama, vocab_padding=0))
     if "vision" in {part.name for part in chosen}:
         old["visual_select_layer"] = config.vision.feature_layer
     old.pop("llm_lora", None)

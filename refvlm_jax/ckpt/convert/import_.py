@@ -116,11 +116,8 @@ def _write(found: Plan, sources: Sequence[Path], folder: Path) -> Plan:
 
 
 def _padded(config: WholeConfig, multiple: int) -> WholeConfig:
-    extra = -config.llama.vocab_size % multiple
-    if not extra:
-        return config
-    llama = replace(config.llama, vocab_size=config.llama.vocab_size + extra)
-    return replace(config, llama=llama, vocab_padding=extra)
+    padding = -config.llama.vocab_size % multiple
+    return replace(config, llama=replace(config.llama, vocab_padding=padding))
 
 
 def _lazy(row: Row, tensors: Tensors) -> Any:

@@ -22,6 +22,7 @@ from refvlm_jax.ckpt.convert.tensors import ConvertError, Index, Shape, whole
 from refvlm_jax.ckpt.items import ArrayInfo, CheckpointError
 from refvlm_jax.ckpt.manager import (
     SCHEMA_VERSION,
+    checkpoints_of,
     quiet_orbax,
     read_meta,
     step_folder,
@@ -224,7 +225,7 @@ def open_checkpoint(path: Path, step: int | None = None) -> StoredCheckpoint:
     """
     if not path.is_dir():
         raise ConvertError(f"{path} is no folder; give a checkpoint of this library")
-    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    root = checkpoints_of(path)
     try:
         folder = root if (root / "meta").is_dir() else step_folder(root, step)
         folder = folder.absolute()

@@ -1,6 +1,7 @@
 """Loading weights onto a mesh: each process reads the bytes of its own shards and no others."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,30 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from refvlm_jax.ckpt.convert.import_ import Plan, plan_import
+from refvlm_jax.ckpt.convert.import_ import plan_import
 from refvlm_jax.ckpt.convert.orbax_io import StoredCheckpoint, open_checkpoint
 from refvlm_jax.ckpt.convert.reader import open_sources
 from refvlm_jax.ckpt.convert.tensors import ConvertError, Index, Shape, normal
+from refvlm_jax.ckpt.convert.whole import WholeConfig, read_config
 
 ReadPart = Callable[[Index], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights on disk; no array is read until a part of it is asked for."""
+
+    path: Path
+    shapes: Mapping[str, Shape]
+    reader: Callable[[str], ReadPart]
+    """Name -> what reads a part of that array."""
+    config: WholeConfig | None
+    """The model they were made with, where that is known."""
+
+    @property
+    def tokens(self) -> int | None:
+        """Rows of the vocabulary that are tokens, not padding."""
+        return self.config.llama.vocab_size if self.config and self.config.llama else None
 
 
 def load_sharded(
@@ -34,34 +53,48 @@ def load_sharded(
     Raises:
       ConvertError: an array is missing, or a file is damaged.
     """
-    shapes, readers = _open(path, config, step)
-    if missing := sorted(shardings.keys() - shapes.keys()):
+    weights = open_weights(path, config=config, step=step)
+    if missing := sorted(shardings.keys() - weights.shapes.keys()):
         raise ConvertError(
             f"{path} has no {missing[0]} ({len(missing)} such arrays); add the source that holds it"
         )
     return {
-        name: _place(shapes[name], sharding, readers(name), dtype)
+        name: place_part(weights.shapes[name], sharding, weights.reader(name), dtype)
         for name, sharding in shardings.items()
     }
 
 
-def _place(shape: Shape, sharding: Sharding, read: ReadPart, dtype: Any) -> jax.Array:
+def place_part(shape: Shape, sharding: Sharding, read: ReadPart, dtype: Any) -> jax.Array:
+    """An array of which every process reads the parts that its devices hold."""
+
+    parts: dict[str, np.ndarray] = {}
+
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        found = read(normal(index or (), shape))
-        return found if dtype is None else found.astype(dtype)
+        # Devices that hold the same part ask for it one by one; it is read once.
+        wanted = normal(index or (), shape)
+        if str(wanted) not in parts:
+            found = read(wanted)
+            parts[str(wanted)] = found if dtype is None else found.astype(dtype)
+        return parts[str(wanted)]
 
     return jax.make_array_from_callback(shape, sharding, part)
 
 
-def _open(
-    path: Path, config: Path | None, step: int | None
-) -> tuple[dict[str, Shape], Callable[[str], ReadPart]]:
-    """Shapes by name, and how to read a part of each array."""
+def open_weights(path: Path, *, config: Path | None = None, step: int | None = None) -> Weights:
+    """A checkpoint of this library, or any PyTorch source that can be imported.
+
+    Raises:
+      ConvertError: it is neither, or a file is damaged.
+    """
     if path.is_dir() and _is_checkpoint(path):
-        stored = open_checkpoint(path, step)
-        return {n: info.shape for n, info in stored.parameters.items()}, _of_checkpoint(stored)
+        return _of_checkpoint(path, open_checkpoint(path, step))
     plan = plan_import(open_sources([path], config))
-    return plan.shapes, _of_plan(plan)
+    rows = {row.name: row for row in plan.rows}
+
+    def reader(name: str) -> ReadPart:
+        return lambda index: rows[name].read(plan.tensors, index)
+
+    return Weights(path, plan.shapes, reader, plan.config)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -69,10 +102,12 @@ def _is_checkpoint(path: Path) -> bool:
     return any((step / "meta" / "metadata").is_file() for step in steps)
 
 
-def _of_checkpoint(stored: StoredCheckpoint) -> Callable[[str], ReadPart]:
-    return lambda name: lambda index: stored.read_part(stored.where(name), name, index)
+def _of_checkpoint(path: Path, stored: StoredCheckpoint) -> Weights:
+    tree = (stored.meta.get("config") or {}).get("model")
+    config = read_config(tree, stored.meta.get("converter") or {}) if tree else None
+    shapes = {name: info.shape for name, info in stored.parameters.items()}
 
+    def reader(name: str) -> ReadPart:
+        return lambda index: stored.read_part(stored.where(name), name, index)
 
-def _of_plan(plan: Plan) -> Callable[[str], ReadPart]:
-    rows = {row.name: row for row in plan.rows}
-    return lambda name: lambda index: rows[name].read(plan.tensors, index)
+    return Weights(path, shapes, reader, config)

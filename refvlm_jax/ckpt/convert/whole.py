@@ -17,8 +17,6 @@ class WholeConfig(RefVLMConfig):
     weights makes them; None: they follow from the parts."""
     query_dim: int | None = None
     """Width of the states the units query with, where the language model is not among these weights."""
-    vocab_padding: int = 0
-    """Rows at the end of our vocabulary that PyTorch's lacks."""
 
     @property
     def query_width(self) -> int:
@@ -33,7 +31,7 @@ class WholeConfig(RefVLMConfig):
         return self.map_dims or unit_dims(self)
 
 
-_OURS = ("map_dims", "query_dim", "vocab_padding")
+_OURS = ("map_dims", "query_dim")
 
 
 def write_config(config: WholeConfig) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _PLACES = {
 def rows(config: WholeConfig) -> Rows:
     """The name table."""
     c = config.llama
-    extra = config.vocab_padding
+    extra = c.vocab_padding
     table = Pad(0, extra) if extra else KEEP
     columns = Chain((MATRIX, Pad(1, extra))) if extra else MATRIX
     head = [] if c.tie_embeddings else [row("lm_head", "lm_head.weight", columns)]
@@ -151,7 +151,7 @@ def write(config: WholeConfig) -> dict[str, Any]:
     return {
         "model_type": kind,
         "architectures": [cls],
-        "vocab_size": c.vocab_size - config.vocab_padding,
+        "vocab_size": c.vocab_size,
         "hidden_size": c.width,
         "num_hidden_layers": c.layers,
         "num_attention_heads": c.heads,

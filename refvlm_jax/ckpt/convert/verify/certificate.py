@@ -166,7 +166,7 @@ def _language(
     rng: np.random.Generator,
 ) -> States:
     config = plan.config.llama
-    size = config.vocab_size - plan.config.vocab_padding
+    size = config.vocab_size
     tokens = rng.integers(0, size, _TOKENS).astype(np.int32)
     theirs = torch_side.language_states(folder, tokens)
     llama = _module(stored, plan, part)
