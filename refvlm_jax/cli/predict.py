@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from data_pipelines.encode import EncodeOptions, encode_prompt
@@ -90,7 +91,9 @@ def predict(
     """
     options, tokenizer = encode_options(config, fixed_template=True), tokenizer_of(config)
     size = config.eval.batch_size
-    for start in track(range(0, len(questions), size), description=note):
+    # Standard output is for answers.
+    console = Console(stderr=True)
+    for start in track(range(0, len(questions), size), description=note, console=console):
         chunk = questions[start : start + size]
         asked, batch = prompt_batch(chunk, size, image_root, tokenizer, options)
         answers = engine.answer(batch, [_request(question) for question in asked])

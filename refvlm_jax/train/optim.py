@@ -101,6 +101,7 @@ def make_optimizer(
       steps: length of the run, for the schedule.
       axes: logical axes of every parameter by name (`ModelDef.axes`).
     """
+    axes = {name: axes[name] for name in filter(is_trainable(config), axes)}
     scales = {name: group_of(config, name).lr_scale for name in axes}
     decay = {name: _decay(config, name, axes[name]) for name in axes}
 

@@ -4,8 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from refvlm_jax.ckpt.manager import load_params
+from refvlm_jax.cli.main import main
 from refvlm_jax.cli.quickstart import quickstart
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.eval.records import read_predictions, read_truths
@@ -78,3 +81,38 @@ def test_a_lost_report_is_made_again_without_training(finished: Path, capsys) ->
     assert quickstart(load_config(ROOT / "configs" / "shapes_tiny.py", SMALL), finished) == 0
     assert "nothing to train" in capsys.readouterr().out
     assert (finished / "report.html").is_file()
+
+
+def test_a_finished_run_answers_a_question(finished: Path, tmp_path: Path, capsys) -> None:
+    """With the checkpoint's own configuration; a model of four steps writes whatever it likes."""
+    picture = next((finished / "world" / "images" / "val").iterdir())
+    ask = ["ask", "--workdir", str(finished), "--image", str(picture), "--task", "T17"]
+    drawing = tmp_path / "answer.svg"
+    assert main([*ask, "--words", "the circle", "--draw", str(drawing), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["task_id"] == "T17" and answer["image"] == picture.name and answer["n_tokens"] > 0
+    assert drawing.read_text(encoding="utf-8").startswith("<svg")
+    assert main(ask) == 2
+    assert "T17 (referring comprehension) needs --words" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_the_start_of_another(finished: Path, tmp_path: Path, capsys) -> None:
+    """A decoder is added, the tower is frozen, and a first step is taken."""
+    recipe = str(ROOT / "configs" / "shapes_pose.py")
+    more = [
+        *(field for field in SMALL if not field.startswith(("data.opening", "world."))),
+        f"ckpt.start_from=('{finished}',)",
+        "model.keypoint=None",
+        "data.kpt_refs=0",
+        "data.weights={}",
+        "optim.groups=[{'pattern': '^vision[.]', 'frozen': True}]",
+        "train.steps=1",
+        f"data.path={finished / 'vt_instruct' / 'train'}",
+    ]
+    assert main(["train", "--config", recipe, "--workdir", str(tmp_path), *more]) == 0
+    assert "from scratch: depth (" in capsys.readouterr().out
+    before, after = load_params(finished / "checkpoints"), load_params(tmp_path / "checkpoints")
+    assert after.keys() > before.keys()
+    for name, value in before.items():
+        moved = np.abs(after[name] - value).max()
+        assert moved == 0 if name.startswith("vision.") else moved < 0.1, name

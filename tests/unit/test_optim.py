@@ -106,6 +106,16 @@ def test_gradients_are_clipped_by_their_global_norm():
     )
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_frozen_parameters_have_no_state(name):
+    axes = {"a.kernel": ("embed", "mlp"), "b.kernel": ("embed", "mlp"), "b.bias": ("mlp",)}
+    groups = (ParamGroup(pattern="^a[.]", frozen=True),)
+    tx = make_optimizer(OptimConfig(name=name, groups=groups), 10, axes)
+    params = {"b.kernel": jnp.ones((2, 3)), "b.bias": jnp.ones(3)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates.keys() == params.keys()
+
+
 def test_muon_turns_matrices_and_leaves_the_rest_to_adam():
     axes = {
         "q.kernel": ("layers", "embed", "heads", "head_dim"),
