@@ -74,6 +74,7 @@ def check(config: RunConfig) -> None:
     _check_tower(config.model)
     _check_adapter(config)
     _check_masks(config.model)
+    _check_attention(config)
     _check_batch(config)
     _check_opening(config)
     _check_augment(config.data.augment)
@@ -193,6 +194,43 @@ def _check_model(model: RefVLMConfig) -> None:
             f"model.depth.min_depth = {model.depth.min_depth} must lie below "
             f"model.depth.max_depth = {model.depth.max_depth}; both are metres"
         )
+
+
+def _check_attention(config: RunConfig) -> None:
+    """Refuses what the chosen attention kernel cannot serve."""
+    llama = config.model.llama
+    if llama.attention == "xla":
+        return
+    field = f"model.llama.attention = {llama.attention!r}"
+    if llama.attention_block:
+        raise ConfigError(
+            f"{field} needs no blocks of queries; set model.llama.attention_block = 0"
+        )
+    if config.mesh.preset == "fsdp_seq":
+        raise ConfigError(
+            f"{field} needs whole rows on a device, which mesh.preset = 'fsdp_seq' splits; use another "
+            "preset or attention = 'xla'"
+        )
+    if llama.attention == "cudnn" and config.train.compute_dtype == "float32":
+        raise ConfigError(f"{field} knows no float32; set train.compute_dtype = 'bfloat16'")
+    if llama.attention == "splash":
+        tensor = max(1, config.mesh.shape[3]) if config.mesh.preset == "fsdp_tp" else 1
+        if llama.kv_heads % tensor:
+            raise ConfigError(
+                f"{field} needs model.llama.kv_heads = {llama.kv_heads} to divide over the tensor axis "
+                f"of mesh.shape = {config.mesh.shape}; use a size that divides it"
+            )
+        lengths = (config.data.seq_len, *config.data.buckets)
+        if odd := [n for n in lengths if n % 128]:
+            raise ConfigError(
+                f"{field} works on blocks of 128 positions; {odd[0]} of data.seq_len or data.buckets is "
+                f"no multiple of it, use {odd[0] - odd[0] % 128 + 128}"
+            )
+        if config.data.shared_picture:
+            raise ConfigError(
+                f"{field} keeps segments apart, not the dialogues side by side of "
+                "data.shared_picture = True; turn that off or use attention = 'xla'"
+            )
 
 
 def _check_tower(model: RefVLMConfig) -> None:

@@ -96,8 +96,12 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     sliding_window: int | None = None
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    """What runs attention over whole rows: XLA's products anywhere, cuDNN's kernel on NVIDIA GPUs, the
+    Pallas kernel on TPUs (`nn.fused_attention`). A decoding step is always XLA's."""
     attention_block: int = 0
-    """Queries attended at a time (`nn.attention.causal_attention`); 0 = all; for unsharded lengths."""
+    """Queries that `xla` attends at a time (`nn.attention.causal_attention`); 0 = all; for unsharded
+    lengths."""
     logits_chunk: int = 0
     """Positions whose vocabulary logits exist at a time while the loss is computed; 0 = all. The
     backward pass computes them again: less memory for one more product with the head. For unsharded

@@ -8,13 +8,15 @@ array is a ValueError, both before anything is compiled.
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("replica", "fsdp", "seq", "tensor")
 MeshAxes = str | tuple[str, ...] | None
+Axes = Sequence[str | None]
+"""Logical axes of an array's dimensions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,24 @@ def use_sharding(mesh: Mesh, rules: ShardingRules) -> Iterator[None]:
         yield
     finally:
         _ACTIVE.reset(token)
+
+
+def on_shards(
+    run: Callable[..., jax.Array], inputs: Sequence[Axes], output: Axes
+) -> Callable[..., jax.Array]:
+    """`run` on the part of its arguments that each device holds; itself without a mesh.
+
+    Args:
+      inputs: logical axes of every argument; its dimensions must divide over the mesh.
+      output: logical axes of the result.
+    """
+    if (active := _ACTIVE.get()) is None:
+        return run
+    mesh, rules = active
+    specs = tuple(rules.spec(axes) for axes in inputs)
+    return jax.shard_map(
+        run, mesh=mesh, in_specs=specs, out_specs=rules.spec(output), check_vma=False
+    )
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -7,6 +7,7 @@ Follows Hugging Face's LlamaForCausalLM number for number (Vicuna, Llama 3; Mist
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from refvlm_jax.mesh import constrain
 from refvlm_jax.models.edits import Edit, Editor, Taps
 from refvlm_jax.models.llama_block import Attend, Block, Hidden, Keys, Queries
 from refvlm_jax.nn.attention import attention, causal_attention, causal_segment_mask
+from refvlm_jax.nn.fused_attention import cudnn_attention, splash_attention
 from refvlm_jax.nn.norm import RMSNorm
 from refvlm_jax.nn.param import normal, param
 from refvlm_jax.nn.rotary import rotary_angles
@@ -106,14 +108,12 @@ class Llama(nnx.Module):
           dialog_ids: see `refvlm_jax.batch.Batch.dialog_ids`.
           edits: activations to read or change on the way (see `refvlm_jax.models.edits`).
         """
-        window = self.config.sliding_window
-        mask = causal_segment_mask(segment_ids, dialog_ids, positions, sliding_window=window)
-        block = self.config.attention_block
+        mix = self._attention(positions, segment_ids, dialog_ids)
         angles, editor = self._angles(positions), Editor(edits or (), self.config.layers)
         taps: Taps = {}
 
         def attend(q: Queries, k: Keys, v: Keys) -> tuple[Queries, None]:
-            return causal_attention(q, k, v, mask, block=block), None
+            return mix(q, k, v), None
 
         x = editor.apply("input_emb", None, embeddings, taps)
         for start, stop in editor.runs():
@@ -122,6 +122,25 @@ class Llama(nnx.Module):
             taps |= {name: value[0] for name, value in seen.items()}
         hidden = editor.apply("last_hidden", None, self.norm(x), taps)
         return LlamaOutput(hidden, taps)
+
+    def _attention(
+        self,
+        positions: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"],
+        dialog_ids: Int[Array, "B S"] | None,
+    ) -> Callable[[Queries, Keys, Keys], Queries]:
+        """Attention over whole rows, by the configured kernel."""
+        c = self.config
+        if c.attention == "splash":
+            # `config.check` has seen to it that a row holds no dialogues side by side.
+            return partial(
+                splash_attention, segment_ids=segment_ids, sliding_window=c.sliding_window
+            )
+        window = c.sliding_window
+        mask = causal_segment_mask(segment_ids, dialog_ids, positions, sliding_window=window)
+        if c.attention == "cudnn":
+            return partial(cudnn_attention, mask=mask)
+        return partial(causal_attention, mask=mask, block=c.attention_block)
 
     def _angles(self, positions: Int[Array, "B S"]) -> Float[Array, "B S h"]:
         return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
@@ -149,12 +168,11 @@ class Llama(nnx.Module):
         size, slots = embeddings.shape[1], cache.valid.shape[1]
         if size > slots:
             raise ValueError(f"prompts of {size} positions do not fit a cache of {slots} slots")
-        mask = causal_segment_mask(segment_ids, sliding_window=self.config.sliding_window)
-        block = self.config.attention_block
+        mix = self._attention(positions, segment_ids, None)
         angles = self._angles(positions)
 
         def attend(q: Queries, k: Keys, v: Keys) -> tuple[Queries, tuple[Keys, Keys]]:
-            return causal_attention(q, k, v, mask, block=block), (
+            return mix(q, k, v), (
                 k.astype(cache.k.dtype),
                 v.astype(cache.v.dtype),
             )

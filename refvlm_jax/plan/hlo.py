@@ -23,6 +23,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|async_computation)=%?([\w.\-]+)")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_OPS)})(-start)?\(")
 
 
@@ -67,8 +68,8 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> Collectives:
     """
     computations, entry = _computations(text)
     found: dict[tuple[str, tuple[str, ...], int], list[float]] = defaultdict(lambda: [0, 0.0])
-    unknown = [0]
-    _walk(computations, entry, 1, mesh_shape, found, unknown)
+    unknown, seen = [0], set[str]()
+    _walk(computations, entry, 1, mesh_shape, found, unknown, seen)
     ops = [Collective(*key, int(n), b) for key, (n, b) in found.items()]
     return Collectives(tuple(sorted(ops, key=lambda c: -c.moved)), unknown[0])
 
@@ -95,14 +96,18 @@ def _walk(
     mesh_shape: Mapping[str, int],
     found: dict[tuple[str, tuple[str, ...], int], list[float]],
     unknown: list[int],
+    seen: set[str],
 ) -> None:
     def down(called: str, factor: int = 1) -> None:
-        _walk(computations, called, times * factor, mesh_shape, found, unknown)
+        _walk(computations, called, times * factor, mesh_shape, found, unknown, seen)
 
     lines = computations.get(name, ())
     fused_scatter = any("dynamic-slice" in line for line in lines) and "scatter" in name
     for line in lines:
-        if match := _COLLECTIVE.search(line):
+        channel = _CHANNEL.search(line)
+        # TPUs spread one collective over several fusions, which all name its channel.
+        if (match := _COLLECTIVE.search(line)) and not (channel and channel[1] in seen):
+            seen |= {channel[1]} if channel else set()
             op = match[2]
             axes, size = _axes(line, mesh_shape)
             payload = _payload(op, match[1], bool(match[3]), size)
@@ -144,7 +149,11 @@ def _length(condition: Sequence[str]) -> int | None:
 
 def _payload(op: str, result: str, started: bool, size: int) -> float:
     """Bytes of the whole array of a collective, from the types it returns."""
-    parts = [_nbytes(dtype, shape) for dtype, shape in _ARRAY.findall(result) if dtype in _BYTES]
+    arrays = [(dtype, shape) for dtype, shape in _ARRAY.findall(result) if dtype in _BYTES]
+    if started:
+        # Scalars beside them are the state of the transfer.
+        arrays = [(dtype, shape) for dtype, shape in arrays if shape] or arrays
+    parts = [_nbytes(dtype, shape) for dtype, shape in arrays]
     if not parts:
         return 0.0
     if started and op != "all-reduce":
@@ -169,6 +178,22 @@ def _axes(line: str, mesh_shape: Mapping[str, int]) -> tuple[tuple[str, ...], in
     return axes, len(group)
 
 
+def _mesh_group(axes: str, along: str) -> list[int]:
+    """The group of device 0 in the notation of meshes: `'a'=4,'b'=2` along `'a'` or `'a':(2)2`."""
+    sizes = {m[1]: int(m[2]) for m in re.finditer(r"'([^']+)'=(\d+)", axes)}
+    strides = dict.fromkeys(sizes, 1)
+    stride = 1
+    for name in reversed(sizes):
+        strides[name], stride = stride, stride * sizes[name]
+    group = np.zeros(1, np.int64)
+    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along):
+        # A part of an axis: `before` outer steps, then `size` of them, then the rest.
+        count = int(size or sizes[name])
+        step = strides[name] * (sizes[name] // (int(before or 1) * count))
+        group = (group[:, None] + np.arange(count) * step).reshape(-1)
+    return group.tolist()
+
+
 def _first_group(line: str, devices: int) -> list[int]:
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
         groups, dims = ([int(n) for n in found[i].split(",")] for i in (1, 2))
@@ -176,6 +201,8 @@ def _first_group(line: str, devices: int) -> list[int]:
         if found[3]:
             ids = ids.transpose([int(n) for n in found[3].split(",")])
         return ids.reshape(groups)[0].tolist()
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        return _mesh_group(found[1], found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return [int(n) for n in found[1].split(",")]
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):

@@ -145,6 +145,43 @@ def test_collectives_of_a_text() -> None:
     assert found.unknown_loops == 0 and len(found.ops) == 3
 
 
+SPREAD = """
+HloModule m
+%fused.1 (p: bf16[2,4]) -> bf16[8,4] {
+  ROOT %g = bf16[8,4]{1,0} all-gather(%p), channel_id=7, GROUPS, dimensions={0}
+}
+%fused.2 (p: bf16[2,4]) -> bf16[8,4] {
+  ROOT %g = bf16[8,4]{1,0} all-gather(%p), channel_id=7, GROUPS, dimensions={0}
+}
+ENTRY %main (p: bf16[2,4]) -> bf16[8,4] {
+  %a = bf16[8,4]{1,0} fusion(%p), kind=kCustom, calls=%fused.1
+  %b = bf16[8,4]{1,0} fusion(%p), kind=kCustom, calls=%fused.2
+  %c = (bf16[2,4], bf16[2,4], u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes", "size"),
+    [
+        ("mesh['a'=2,'b'=4] {'b'}", ("fsdp",), 4),
+        ("mesh['a'=2,'b'=4] {'a'}", ("replica",), 2),
+        ("mesh['a'=2,'b'=4] {'a','b'}", ("replica", "fsdp"), 8),
+        ("mesh['x'=8] {'x':(2)4}", ("fsdp",), 4),
+        ("mesh['x'=8] {'x':(1)2}", ("replica",), 2),
+    ],
+)
+def test_one_collective_spread_over_fusions_counts_once(
+    groups: str, axes: tuple[str, ...], size: int
+) -> None:
+    """As TPUs write it, with groups by the axes of a mesh; a transfer's state is no payload."""
+    text = SPREAD.replace("GROUPS", f"replica_groups={groups}")
+    ops = {c.op: c for c in collectives(text, {"replica": 2, "fsdp": 4}).ops}
+    gather, permute = ops["all-gather"], ops["collective-permute"]
+    assert (gather.axes, gather.size, gather.count, gather.payload) == (axes, size, 1, 64)
+    assert (permute.axes, permute.payload) == (("fsdp",), 16)
+
+
 def test_links_and_network() -> None:
     shape = {"replica": 2, "fsdp": 4, "seq": 1, "tensor": 1}
     found = collectives(HLO, {"replica": 2, "fsdp": 4})

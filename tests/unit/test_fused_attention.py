@@ -1,0 +1,103 @@
+"""Every attention kernel against the plain one, on every kind of row; what a kernel cannot serve."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.config.resolve import resolve
+from refvlm_jax.mesh.build import make_mesh, make_rules
+from refvlm_jax.mesh.rules import use_sharding
+from refvlm_jax.nn.attention import attention, causal_attention, causal_segment_mask
+from refvlm_jax.nn.fused_attention import cudnn_attention, splash_attention
+
+ROWS, LENGTH, HEADS, WIDTH = 2, 256, 4, 16
+
+
+def one_segment(rng: np.random.Generator) -> np.ndarray:
+    return np.ones((ROWS, LENGTH), np.int32)
+
+
+def padded(rng: np.random.Generator) -> np.ndarray:
+    return (np.arange(LENGTH) < rng.integers(3, LENGTH, (ROWS, 1))).astype(np.int32)
+
+
+def packed(rng: np.random.Generator) -> np.ndarray:
+    """Several dialogues in a row, each with its pictures, and padding behind them."""
+    cuts = np.sort(rng.integers(1, LENGTH - 20, (ROWS, 4)), axis=1)
+    found = 1 + (np.arange(LENGTH)[None, :, None] >= cuts[:, None, :3]).sum(-1)
+    return np.where(np.arange(LENGTH) < cuts[:, 3:] + 20, found, 0).astype(np.int32)
+
+
+def heads(seed: int, count: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (ROWS, LENGTH, count, WIDTH))
+
+
+@pytest.mark.parametrize("rows", [one_segment, padded, packed])
+@pytest.mark.parametrize("groups", [HEADS, 2, 1])
+@pytest.mark.parametrize("window", [None, 40])
+def test_kernels_equal_the_plain_products(rows, groups: int, window: int | None) -> None:
+    """Results at all positions and gradients of what a loss sees, forward and backward."""
+    segments = jnp.asarray(rows(np.random.default_rng(3)))
+    q, k, v = heads(0, HEADS), heads(1, groups), heads(2, groups)
+    mask = causal_segment_mask(segments, sliding_window=window)
+    weight = jax.random.normal(jax.random.key(4), q.shape) * (segments > 0)[..., None, None]
+
+    def both(run):
+        def loss(q, k, v):
+            out = run(q, k, v)
+            return (out * weight).sum(), out
+
+        (_, out), gradient = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+        return (out, *gradient)
+
+    kernels = {
+        "blocks": lambda q, k, v: causal_attention(q, k, v, mask, block=64),
+        "cudnn": lambda q, k, v: cudnn_attention(q, k, v, mask, implementation="xla"),
+        "splash": lambda q, k, v: splash_attention(
+            q, k, v, segments, sliding_window=window, interpret=True
+        ),
+    }
+    want = both(lambda q, k, v: attention(q, k, v, mask))
+    for name, run in kernels.items():
+        for found, value in zip(both(run), want, strict=True):
+            np.testing.assert_allclose(found, value, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.multidevice
+def test_devices_run_the_kernel_on_their_rows_and_heads() -> None:
+    config = resolve({"name": "m", "mesh": {"preset": "fsdp_tp", "shape": (1, 2, 1, 4)}})
+    mesh, rules = make_mesh(config.mesh, jax.devices()[:8]), make_rules(config.mesh)
+    segments = jnp.asarray(packed(np.random.default_rng(5)))
+    q, k, v = heads(0, HEADS), heads(1, HEADS), heads(2, HEADS)
+
+    @jax.jit
+    def run(q, k, v):
+        with use_sharding(mesh, rules):
+            return splash_attention(q, k, v, segments, interpret=True)
+
+    want = attention(q, k, v, causal_segment_mask(segments))
+    np.testing.assert_allclose(run(q, k, v), want, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sections", "message"),
+    [
+        ("cudnn", {}, "no float32; set train.compute_dtype"),
+        ("splash", {"data": {"seq_len": 200}}, "200 of data.seq_len .* use 256"),
+        ("splash", {"data": {"shared_picture": True}}, "side by side"),
+        ("splash", {"mesh": {"preset": "fsdp_seq", "shape": (1, 2, 4, 1)}}, "whole rows"),
+        ("splash", {"mesh": {"preset": "fsdp_tp", "shape": (1, 2, 1, 3)}}, "divide over"),
+        ("cudnn", {"model": {"llama": {"attention_block": 128}}}, "attention_block = 0"),
+    ],
+)
+def test_what_a_kernel_cannot_serve_is_refused(kernel: str, sections: dict, message: str) -> None:
+    tree = {"name": "kernels", "data": {"seq_len": 256}, **sections}
+    llama = tree.get("model", {}).get("llama", {})
+    with pytest.raises(ConfigError, match=message):
+        resolve({**tree, "model": {"llama": {**llama, "attention": kernel}}})
+    fine = resolve({"name": "kernels", "train": {"compute_dtype": "bfloat16"}})
+    assert replace(fine.model.llama, attention=kernel).attention == kernel
