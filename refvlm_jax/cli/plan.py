@@ -36,12 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("train", "prefill", "decode"),
         help="a training step, reading prompts, or writing a token",
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="warnings about the sharding fail the command too"
+    )
     parser.add_argument("--verbose", action="store_true", help="show what the compiler says")
     parser.add_argument("overrides", nargs="*", help="dotted.field=value")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a plan; 0 when the run fits, 1 when it does not."""
+    """Prints a plan; 0 when the run fits, 1 when it does not or is badly sharded (`--strict`)."""
     config, pod = load_config(args.config, args.overrides), parse_pod(args.pod)
     if args.search and args.phase != "train":
         raise ConfigError("--search looks for a training step; leave --phase out")
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
     else:
         show(found, Console())
-    return 0 if found["fits"] else 1
+    return 0 if found["fits"] and not (args.strict and found["warnings"]) else 1
 
 
 def _plan(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, Any]:
@@ -71,6 +74,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     """Prints a plan for people."""
     console.print(f"[bold]{found['config']}[/] on {found['pod']}: {found['layout']}")
     console.print(f"[bold]{found['verdict']}[/] ({found['method']})", soft_wrap=True)
+    for warning in found["warnings"]:
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     if "patch" in found:
         console.print("patch: " + " ".join(f"{k}={v}" for k, v in found["patch"].items()))
     console.print(_values("memory a device", found["memory"]))

@@ -27,6 +27,9 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_OPS)})(-start)?\(")
 
 
+_REMAT = re.compile(r"Involuntary full rematerialization[^\n]*?(?:op_name=\"([^\"\n]*)\"|\n|$)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """All collectives of one kind over one set of mesh axes."""
@@ -208,3 +211,14 @@ def _first_group(line: str, devices: int) -> list[int]:
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
         return [int(found[1]), int(found[2])]
     return list(range(devices))
+
+
+def rematerialisations(log: str) -> list[str]:
+    """Complaints of XLA's partitioner in a compiler's log: it had to gather arrays to lay them out."""
+    names = [match[1] or "" for match in _REMAT.finditer(log)]
+    if not names:
+        return []
+    return [
+        f"{len(names)} arrays were laid out by gathering them whole (first in {names[0] or 'the step'}"
+        "); constrain them on the way, or choose another preset"
+    ]

@@ -31,6 +31,8 @@ class Device:
     """Bytes a second that one device sends over the data-centre network."""
     source: str
     """Where the numbers come from."""
+    reported: tuple[str, ...] = ()
+    """Beginnings of the names that JAX gives such devices."""
     naming: str = "chips"
     """What the number in a pod's name counts, `chips` or `cores` (two a chip)."""
     topology_dims: int = 0
@@ -93,10 +95,21 @@ def device_table() -> dict[str, Device]:
     return {kind: _device(kind, dict(entry)) for kind, entry in table.items()}
 
 
+def reported_device(name: str) -> Device | None:
+    """The accelerator that JAX calls by this name, `jax.Device.device_kind`; None if it is unknown."""
+    found = [
+        (len(start), device)
+        for device in device_table().values()
+        for start in device.reported
+        if name.startswith(start)
+    ]
+    # "TPU v5 lite" begins with "TPU v5" too.
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
 def _device(kind: str, entry: dict[str, object]) -> Device:
-    if isinstance(pair := entry.get("compute_capability"), list):
-        entry["compute_capability"] = tuple(pair)
-    return Device(kind=kind, **entry)  # type: ignore[arg-type]
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+    return Device(kind=kind, **fields)  # type: ignore[arg-type]
 
 
 def parse_pod(name: str) -> Pod:

@@ -14,6 +14,7 @@ from refvlm_jax.plan.compile import OutOfMemory, compile_step, described_devices
 from refvlm_jax.plan.flops import Flops, count_flops
 from refvlm_jax.plan.generation import Phase, serving, trace_generation
 from refvlm_jax.plan.hlo import collectives
+from refvlm_jax.plan.lint import gathers, whole_parameters
 from refvlm_jax.plan.liveness import Tensor
 from refvlm_jax.plan.pods import Pod
 from refvlm_jax.plan.program import trace_step
@@ -90,6 +91,7 @@ def _analytic(config: RunConfig, pod: Pod, guess: Estimate, phase: Phase) -> dic
         "collectives": None,
         "time": _time(config, roofline, with_links=False),
         "data": _data(config, roofline, phase),
+        "warnings": [],
     }
 
 
@@ -120,6 +122,7 @@ def _compiled(
             "collectives": None,
             "time": None,
             "data": None,
+            "warnings": whole_parameters(program),
         }
     found = collectives(answer.text, shape)
     seconds = communication(found, pod, shape)
@@ -147,6 +150,8 @@ def _compiled(
         },
         "time": _time(config, roofline, with_links=True),
         "data": _data(config, roofline, phase),
+        "warnings": whole_parameters(program)
+        + (gathers(program, found) if phase == "train" else []),
     }  # fmt: skip
 
 

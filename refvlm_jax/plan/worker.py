@@ -14,6 +14,7 @@ from typing import Any
 
 from refvlm_jax.config.resolve import resolve, to_dict
 from refvlm_jax.config.schema import RunConfig
+from refvlm_jax.plan.hlo import rematerialisations
 from refvlm_jax.plan.pods import Pod, parse_pod
 
 _ENVIRONMENT = {
@@ -21,7 +22,8 @@ _ENVIRONMENT = {
     # There is no metadata server to ask on a machine without TPUs.
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
+    # Warnings are read: `plan.lint.rematerialisations`.
+    "TF_CPP_MIN_LOG_LEVEL": "1",
 }
 
 
@@ -56,18 +58,32 @@ def make_plan(
             flags = environment.get("XLA_FLAGS", "")
             environment["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
         command = [sys.executable, "-m", "refvlm_jax.plan.worker", str(request), str(answer)]
-        log = None if verbose else subprocess.PIPE
-        done = subprocess.run(command, env=environment, stdout=log, stderr=log, text=True)
+        status, log = _run(command, environment, verbose)
         if not answer.exists():
-            lines = (done.stderr or "").strip().splitlines()
+            lines = log.strip().splitlines()
             raise ValueError(
-                f"planning for {pod.name} ended with status {done.returncode}: "
+                f"planning for {pod.name} ended with status {status}: "
                 f"{lines[-1] if lines else 'no message'}; run it again with --verbose"
             )
         found = json.loads(answer.read_text())
     if "error" in found:
         raise ValueError(found["error"])
+    found["warnings"] += rematerialisations(log)
     return found
+
+
+def _run(command: list[str], environment: dict[str, str], verbose: bool) -> tuple[int, str]:
+    """Exit status and everything that was said, which `verbose` passes on at once."""
+    lines = []
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if verbose:
+            sys.stderr.write(line)
+    return process.wait(), "".join(lines)
 
 
 def main(request: Path, answer: Path) -> None:

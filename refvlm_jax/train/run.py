@@ -23,6 +23,7 @@ from refvlm_jax.train.progress import ProgressView
 from refvlm_jax.train.state import TrainState
 from refvlm_jax.train.step import Metrics, StepFn
 from refvlm_jax.train.stop import StopRequest
+from refvlm_jax.train.utilisation import Utilisation
 from refvlm_jax.train.watchdog import Watchdog
 
 _LOG = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class Run:
 
     def __post_init__(self) -> None:
         train = self.config.train
+        devices = list(self.sharding.mesh.devices.flat)
+        self._utilisation = Utilisation(devices[0], len(devices))
         self._policy = NonFinitePolicy(train, self.workdir, self.skipped)
         self._profile = ProfileOnDemand(self.workdir, train.profile_steps)
         self._watchdog = Watchdog(
@@ -154,6 +157,8 @@ class Run:
     ) -> tuple[TrainState, Metrics]:
         """Hands one step to the devices; compiling it, and any shape that changed, is said aloud."""
         began = time.perf_counter()
+        if news := self._utilisation.add(self.step_fn, state, frozen, batch):
+            self.view.say(news)
         # Anything that slips to or from the host unasked would stall every step.
         with jax.transfer_guard("disallow"):
             state, metrics = self.step_fn(state, frozen, batch)
@@ -198,6 +203,7 @@ class Run:
         every, total = self.config.train.log_every, self.config.train.steps
         if pending.step % every and pending.step != total:
             return
+        rates |= self._utilisation.record(rates.get("steps_per_second", 0.0))
         self._record(pending.step, values | rates | self._times() | self._data())
 
     def _record_end(self, step: int) -> None:

@@ -20,7 +20,8 @@ from refvlm_jax.mesh.rules import PRESETS
 from refvlm_jax.plan.analytic import estimate
 from refvlm_jax.plan.compile import Compiled, compile_step
 from refvlm_jax.plan.generation import Phase
-from refvlm_jax.plan.hlo import collectives
+from refvlm_jax.plan.hlo import Collective, Collectives, collectives
+from refvlm_jax.plan.lint import expected_gathers, gathers, whole_parameters
 from refvlm_jax.plan.pods import parse_pod
 from refvlm_jax.plan.program import Program, state_bytes, trace_step
 from refvlm_jax.plan.report import plan
@@ -99,6 +100,26 @@ def test_all_gathers_are_those_of_the_fsdp_formula(compiled: tuple[Program, Comp
     gathered = sum(c.payload for c in found.ops if c.op == "all-gather")
     assert found.unknown_loops == 0
     assert gathered == pytest.approx(expected, rel=0.05)
+
+
+def test_a_well_sharded_step_gives_no_warnings(compiled: tuple[Program, Compiled]) -> None:
+    program, answer = compiled
+    found = collectives(answer.text, dict(program.mesh.shape))
+    assert whole_parameters(program) == [] == gathers(program, found)
+
+
+def test_badly_sharded_steps_are_named(
+    compiled: tuple[Program, Compiled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, _ = compiled
+    monkeypatch.setattr("refvlm_jax.plan.lint.LARGE", 64)
+    assert any(
+        "llama.norm.scale (64,) is whole on every device" in line
+        for line in whole_parameters(program)
+    )
+    more = Collective("all-gather", ("fsdp",), 8, 1, 2 * expected_gathers(program) + 64)
+    (warning,) = gathers(program, Collectives((more,), 0))
+    assert "some activation is gathered" in warning
 
 
 def test_state_bytes_are_the_arguments_of_the_compiled_program(

@@ -17,7 +17,7 @@ from refvlm_jax.plan.compile import (
     read_out_of_memory,
 )
 from refvlm_jax.plan.flops import count_flops, scopes
-from refvlm_jax.plan.hlo import collectives
+from refvlm_jax.plan.hlo import collectives, rematerialisations
 from refvlm_jax.plan.liveness import peak_of
 from refvlm_jax.plan.pods import device_table, parse_pod
 from refvlm_jax.plan.roofline import communication, leaves_slice, link_speed
@@ -180,6 +180,17 @@ def test_one_collective_spread_over_fusions_counts_once(
     gather, permute = ops["all-gather"], ops["collective-permute"]
     assert (gather.axes, gather.size, gather.count, gather.payload) == (axes, size, 1, 64)
     assert (permute.axes, permute.payload) == (("fsdp",), 16)
+
+
+def test_complaints_of_the_partitioner() -> None:
+    said = (
+        "W spmd_partitioner.cc:652] [SPMD] Involuntary full rematerialization. The compiler was not "
+        'able to go from {a} to {b} for %x, metadata={op_name="jit(step)/embed/gather"}\n'
+        "I something else\nW [SPMD] Involuntary full rematerialization. Without a name\n"
+    )
+    (warning,) = rematerialisations(said)
+    assert warning.startswith("2 arrays") and "jit(step)/embed/gather" in warning
+    assert rematerialisations("I compiled in 3 s") == []
 
 
 def test_links_and_network() -> None:
