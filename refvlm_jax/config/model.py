@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+Remat = Literal["none", "full", "dots", "offload"]
+"""What a backward pass computes again instead of keeping it: nothing, everything inside a layer, all but
+the products with parameters, or the same with these products kept in the memory of the host."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
@@ -111,7 +115,7 @@ class LlamaConfig:
     """Standard deviation of token embeddings at birth; small models learn sooner from larger ones."""
     unroll_layers: bool = False
     """Layers follow one another instead of looping: faster for shallow models, slower to compile."""
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Remat = "full"
     """What a scanned block recomputes in the backward pass."""
     lora: LoraConfig | None = None
 
@@ -208,7 +212,7 @@ class KeypointUnitConfig:
     """Waves of the finest sine position across the picture."""
     value_positions: bool = False
     """Adds the position code to the decoder's values too, not only to its keys."""
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Remat = "full"
     """What a decoder layer recomputes in the backward pass; a slot has a query a point, so its
     attention weights are large."""
     distance_loss: Literal["oks", "mean"] = "oks"
@@ -304,7 +308,7 @@ class AdapterConfig:
     layers: int = 2
     heads: int = 8
     mlp_dim: int = 8192
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Remat = "full"
     """What a layer recomputes in the backward pass."""
 
 

@@ -10,6 +10,7 @@ REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 
@@ -55,8 +56,8 @@ class Stack(nnx.Module):
 
         Args:
           xs: per-layer inputs, one entry for every layer of the whole stack.
-          remat: what the backward pass recomputes: `none`, `full` (the whole body), or `dots`
-            (all but the products with parameters).
+          remat: what the backward pass recomputes: `none`, `full` (the whole body), `dots` (all but
+            the products with parameters), `offload` (like `dots`, and these wait in the host's memory).
 
         Returns the last carry and the ys of every layer, stacked.
         """
