@@ -154,6 +154,9 @@ class OptimConfig:
     """Decay of the second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    momentum_dtype: Literal["param", "float32", "bfloat16"] = "param"
+    """Storage of the first moment (AdamW) or of the momentum (Muon); `param`: that of the parameters.
+    The second moment always has theirs: its small steps would be lost in bfloat16."""
     clip_norm: float = 1.0
     """Global gradient norm is clipped to this; 0 turns clipping off."""
     groups: tuple[ParamGroup, ...] = ()

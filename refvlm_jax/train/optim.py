@@ -125,7 +125,8 @@ def make_optimizer(
 def _directions(
     config: OptimConfig, axes: Mapping[str, Sequence[str | None]]
 ) -> list[tuple[str, optax.GradientTransformation]]:
-    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    dtype = None if config.momentum_dtype == "param" else jnp.dtype(config.momentum_dtype)
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=dtype)
     if config.name == "adamw":
         return [("adam", adam)]
     found = {name: matrix_axes(name, axes[name]) for name in axes}
@@ -134,7 +135,9 @@ def _directions(
     def match_adam(updates: Params, params: Params | None) -> Params:
         return {n: u * _adam_like(u.shape, matrices[n]) for n, u in updates.items()}
 
-    muon = optax.contrib.scale_by_muon(beta=config.muon_beta, weight_dimension_numbers=matrices)
+    muon = optax.contrib.scale_by_muon(
+        beta=config.muon_beta, weight_dimension_numbers=matrices, mu_dtype=dtype
+    )
     muon = optax.chain(muon, optax.stateless(match_adam))
     rest = [name for name in axes if name not in matrices]
     return [("muon", _only(list(matrices), muon)), ("adam", _only(rest, adam))]

@@ -1,5 +1,6 @@
 """Schedule, groups, decay and clipping against plain arithmetic."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -104,6 +105,26 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose(
         clipped["adam"].mu["llama.q"], 0.1 * grads["llama.q"] / norm, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_momentum_in_half_the_bytes_moves_parameters_alike(name):
+    axes = {"b.kernel": ("embed", "mlp"), "b.bias": ("mlp",)}
+    params = {"b.kernel": jnp.eye(3), "b.bias": jnp.ones(3)}
+    moved = {}
+    for dtype in ("param", "bfloat16"):
+        config = OptimConfig(name=name, lr=0.1, momentum_dtype=dtype)
+        tx = make_optimizer(config, 10, axes)
+        state, values = tx.init(params), params
+        for step in range(4):
+            gradient = jax.tree.map(lambda p, step=step: jnp.sin(p + step), values)
+            updates, state = tx.update(gradient, state, values)
+            values = optax.apply_updates(values, updates)
+        moved[dtype] = values
+        stored = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim}
+        assert stored == {"param": {jnp.float32}, "bfloat16": {jnp.float32, jnp.bfloat16}}[dtype]
+    for key, value in moved["param"].items():
+        np.testing.assert_allclose(moved["bfloat16"][key], value, atol=5e-3)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
