@@ -121,8 +121,8 @@ def test_momentum_in_half_the_bytes_moves_parameters_alike(name):
             updates, state = tx.update(gradient, state, values)
             values = optax.apply_updates(values, updates)
         moved[dtype] = values
-        stored = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim}
-        assert stored == {"param": {jnp.float32}, "bfloat16": {jnp.float32, jnp.bfloat16}}[dtype]
+        stored = {leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.ndim}
+        assert stored == {"float32"} | ({"bfloat16"} if dtype == "bfloat16" else set())
     for key, value in moved["param"].items():
         np.testing.assert_allclose(moved["bfloat16"][key], value, atol=5e-3)
 
