@@ -27,6 +27,7 @@ from refvlm_jax.config.resolve import resolve, to_dict
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.mesh.build import batch_sharding, make_mesh, make_rules
 from refvlm_jax.testing.tiny import random_batch, tiny_config
+from refvlm_jax.train.compile_cache import use_compile_cache
 from refvlm_jax.train.loop import fit, plan_state
 from refvlm_jax.train.model_def import define
 from refvlm_jax.train.run import put_batch
@@ -106,6 +107,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the result as JSON too")
     args = parser.parse_args()
+    # What the devices run is not measured, so it need not be fast; compiled once, it serves all rounds.
+    jax.config.update("jax_disable_most_optimizations", True)
+    use_compile_cache()
     config = tiny_run(args.steps + WARM_UP + 1)
     batch = tiny_batch(config)
     rounds = [loop_ms(config, batch) for _ in range(args.rounds)]

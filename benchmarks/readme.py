@@ -23,6 +23,10 @@ HEADLINE = {
     "vqa_acc": "VQA, exact match",
     "format_valid": "answers in valid format",
     "rec_acc50_heldout_combos": "REC on unseen shape-colour pairs",
+    "keypoint_ap": "keypoints, OKS AP",
+    "keypoint_pck": "keypoints, PCK at 0.1",
+    "depth_abs_rel": "depth, absolute relative error (low is good)",
+    "depth_delta1": "depth, delta1",
 }
 Row = Sequence[str]
 
@@ -49,6 +53,7 @@ def quickstart(result: dict[str, Any]) -> str:
             result["baselines"][key].get("what", ""),
         ]
         for key in HEADLINE
+        if key in result  # only recipes with these decoders have the last ones
     ]
     minutes = f"{result['train_seconds'] / 60:.1f}"
     rows.append(["minutes of training, two CPU cores", minutes, "", "", ""])
@@ -80,6 +85,7 @@ def train_step(result: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "quickstart": quickstart,
     "quickstart_small": quickstart,
+    "quickstart_pose": quickstart,
     "ablations": ablations,
     "train_step": train_step,
 }
