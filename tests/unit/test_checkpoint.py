@@ -186,7 +186,7 @@ def test_other_shapes_and_names_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"params array stem expected .*9, 16.*found \(8, 16"):
         manager.restore(state, plan.frozen)
     frozen_plan = plan_state(toy_config(optim=FREEZE), define(ToyModel))
-    with pytest.raises(CheckpointError, match=r"blocks\.down \(and 2 more\).*initial parameters"):
+    with pytest.raises(CheckpointError, match=r"blocks\.down \(and 2 more\).*ckpt\.start_from"):
         manager.restore(frozen_plan.state, frozen_plan.frozen)
     assert manager.latest_step() == 2
     manager.close()
