@@ -19,6 +19,7 @@ from refvlm_jax.ckpt.convert.sharded import ReadPart, Weights, open_weights, pla
 from refvlm_jax.ckpt.convert.tensors import Index, Shape
 from refvlm_jax.ckpt.items import CheckpointError
 from refvlm_jax.config.schema import CkptConfig
+from refvlm_jax.train.model_def import is_constant
 from refvlm_jax.train.state import StatePlan
 
 _LOG = logging.getLogger(__name__)
@@ -135,9 +136,10 @@ def _check_missing(
     held = {name.split(".")[0] for name in found}
     missing = sorted(asked.keys() - found.keys())
     for name in missing:
-        adapter = ".lora." in name and name in plan.state.params
-        if name in plan.frozen or (name.split(".")[0] in held and not adapter):
-            kind = "the frozen parameter" if name in plan.frozen else "the parameter"
+        lora = ".lora." in name and name in plan.state.params
+        frozen = name in plan.frozen and not is_constant(name)
+        if frozen or (name.split(".")[0] in held and not lora):
+            kind = "the frozen parameter" if frozen else "the parameter"
             raise CheckpointError(
                 f"ckpt.start_from has no source with {kind} {name} of shape {asked[name].shape}; add "
                 f"one, or let it start from scratch with ckpt.start_fresh=({_exactly(name)},)"

@@ -42,7 +42,7 @@ def run_of(imported: Path, **model) -> RunConfig:
     """A run of the imported model, with other fields in its model section."""
     tree = dict(open_checkpoint(imported).meta["config"]["model"])
     for name, value in model.items():
-        tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
+        tree[name] = {**(tree[name] or {}), **value} if isinstance(value, dict) else value
     optim = {"groups": FROZEN}
     return resolve({"name": "start", "data": {"kpt_refs": 1}, "optim": optim, "model": tree})
 
@@ -127,6 +127,16 @@ def test_adapters_start_from_scratch_but_are_never_dropped(imported, tmp_path) -
     found, said = started(lora, imported)
     assert any("from scratch: llama (2 arrays)" in line for line in said)
     assert found and not any(".lora." in name for name in found)
+
+
+def test_constants_of_a_new_part_are_drawn_with_it(imported) -> None:
+    """The adapter's Fourier matrix is trained by nobody, and yet not frozen."""
+    tokens = load_params(imported)["llama.embedding"].shape[0]
+    config = run_of(imported, adapter={"phrase_ids": [tokens - 2, tokens - 1], "heads": 2})
+    # The decoders read what the adapter adds to their maps.
+    found, said = started(config, imported, fresh=("^(box|mask|keypoint)[.]",))
+    assert not any(name.startswith("adapter.") for name in found)
+    assert any("from scratch: adapter (" in line for line in said)
 
 
 def test_a_run_starts_from_an_earlier_one(tmp_path) -> None:
