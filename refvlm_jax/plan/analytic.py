@@ -21,6 +21,7 @@ from refvlm_jax.plan.program import (
     StateBytes,
     abstract_state,
     leaf_bytes,
+    plain_attention,
     planned_shards,
     state_bytes,
     trace_step,
@@ -52,6 +53,7 @@ def estimate(config: RunConfig, devices: int, phase: Phase = "train") -> Estimat
     Raises:
       ConfigError: the batch does not divide over the mesh.
     """
+    config = plain_attention(config)
     if phase != "train":
         return _estimate_generation(serving(config, devices), devices, phase)
     plan, mesh = abstract_state(config, devices)

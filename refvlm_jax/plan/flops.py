@@ -66,6 +66,13 @@ def _walk(jaxpr: Any, times: float, outer: str, found: Flops) -> None:
     for equation in jaxpr.eqns:
         stack = "/".join(filter(None, (outer, str(equation.source_info.name_stack))))
         name = equation.primitive.name
+        if (kernel := _kernel(equation)) is not None:
+            total, model = kernel
+            found.total += times * total
+            found.model += times * model * (RECOMPUTED not in stack)
+            found.by_module[next(iter(scopes(stack)), "step")] += times * total
+            found.product_bytes += times * _bytes(equation)
+            continue
         if operations := _operations(equation):
             found.total += times * operations
             if RECOMPUTED not in stack:
@@ -92,6 +99,32 @@ def sub_jaxprs(equation: Any) -> Iterator[Any]:
             inner = getattr(part, "jaxpr", part)
             if hasattr(inner, "eqns"):
                 yield inner
+
+
+_SPLASH = {"splash_mqa_fwd": (2, 2), "splash_mqa_dkv": (4, 3), "splash_mqa_dq": (3, 1)}
+"""Kernel -> products of all pairs of positions that it makes, and how many of them are no repetition."""
+_CUDNN = {"dot_product_attention_fwd": (2, 2), "dot_product_attention_bwd": (5, 4)}
+
+
+def _kernel(equation: Any) -> tuple[float, float] | None:
+    """Operations of an attention kernel, with and without what it computes again; None if it is none.
+
+    Splash skips the blocks above the diagonal: half of all pairs. A kernel that is not known counts
+    nothing, for its body says nothing of its grid.
+    """
+    name = equation.primitive.name
+    counts: tuple[int, int] | None
+    if name == "pallas_call":
+        label = str(equation.params.get("name") or "")
+        counts = next((c for start, c in _SPLASH.items() if label.startswith(start)), (0, 0))
+        queries = next((v.aval for v in equation.invars if v.aval.dtype.kind not in "iub"), None)
+        pairs = 0.0 if queries is None else math.prod(queries.shape) * queries.shape[-2] / 2
+    elif counts := next((c for start, c in _CUDNN.items() if name.startswith(start)), None):
+        queries, keys = (v.aval for v in equation.invars[:2])
+        pairs = math.prod(queries.shape) * keys.shape[1]
+    else:
+        return None
+    return 2.0 * pairs * counts[0], 2.0 * pairs * counts[1]
 
 
 def _operations(equation: Any) -> float:

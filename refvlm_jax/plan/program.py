@@ -63,6 +63,16 @@ class StateBytes:
         return self.params + self.frozen + self.optimizer + self.batch + self.cache
 
 
+def plain_attention(config: RunConfig) -> RunConfig:
+    """The run with XLA's attention in blocks, which can be traced and compiled for anything."""
+    llama = config.model.llama
+    if llama.attention == "xla":
+        return config
+    block = 512 if config.data.seq_len > 512 else 0
+    llama = dataclasses.replace(llama, attention="xla", attention_block=block)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, llama=llama))
+
+
 def trace_step(config: RunConfig, devices: Sequence[jax.Device]) -> Program:
     """Traces the run's step on these devices, described or real.
 

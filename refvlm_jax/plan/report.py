@@ -17,7 +17,7 @@ from refvlm_jax.plan.hlo import collectives
 from refvlm_jax.plan.lint import gathers, whole_parameters
 from refvlm_jax.plan.liveness import Tensor
 from refvlm_jax.plan.pods import Pod
-from refvlm_jax.plan.program import trace_step
+from refvlm_jax.plan.program import plain_attention, trace_step
 from refvlm_jax.plan.roofline import Roofline, communication
 
 ASSUMED_MFU = 0.4
@@ -98,6 +98,10 @@ def _analytic(config: RunConfig, pod: Pod, guess: Estimate, phase: Phase) -> dic
 def _compiled(
     config: RunConfig, pod: Pod, guess: Estimate, devices: Sequence[Any], phase: Phase
 ) -> dict[str, Any]:
+    asked = config.model.llama.attention
+    # cuDNN's kernel is only there where its GPU is, Splash only on TPUs.
+    if asked != {"tpu": "splash"}.get(pod.device.platform):
+        config = plain_attention(config)
     if phase == "train":
         program = trace_step(config, devices)
     else:
@@ -151,8 +155,19 @@ def _compiled(
         "time": _time(config, roofline, with_links=True),
         "data": _data(config, roofline, phase),
         "warnings": whole_parameters(program)
-        + (gathers(program, found) if phase == "train" else []),
+        + (gathers(program, found) if phase == "train" else [])
+        + _replaced(asked, config),
     }  # fmt: skip
+
+
+def _replaced(asked: str, config: RunConfig) -> list[str]:
+    used = config.model.llama.attention
+    if asked == used:
+        return []
+    return [
+        f"planned with model.llama.attention = {used!r} in blocks: the kernel of {asked!r} cannot be "
+        "compiled here; it holds no scores, so memory is bounded by this"
+    ]
 
 
 def _value(value: float, unit: str, how: str) -> dict[str, Any]:

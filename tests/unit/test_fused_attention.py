@@ -13,6 +13,7 @@ from refvlm_jax.mesh.build import make_mesh, make_rules
 from refvlm_jax.mesh.rules import use_sharding
 from refvlm_jax.nn.attention import attention, causal_attention, causal_segment_mask
 from refvlm_jax.nn.fused_attention import cudnn_attention, splash_attention
+from refvlm_jax.plan.flops import count_flops
 
 ROWS, LENGTH, HEADS, WIDTH = 2, 256, 4, 16
 
@@ -81,6 +82,22 @@ def test_devices_run_the_kernel_on_their_rows_and_heads() -> None:
 
     want = attention(q, k, v, causal_segment_mask(segments))
     np.testing.assert_allclose(run(q, k, v), want, atol=2e-5)
+
+
+def test_flops_of_the_kernel_are_those_of_its_products() -> None:
+    """Half of all pairs; the backward pass makes them 3.5 times, of which 2 are no repetition."""
+    segments = jnp.ones((ROWS, LENGTH), jnp.int32)
+    heads_of = [jax.ShapeDtypeStruct((ROWS, LENGTH, n, WIDTH), jnp.float32) for n in (4, 2, 2)]
+
+    def loss(q, k, v):
+        return splash_attention(q, k, v, segments).sum()
+
+    product = 2 * ROWS * HEADS * WIDTH * LENGTH**2 / 2
+    forward = count_flops(jax.make_jaxpr(loss)(*heads_of).jaxpr)
+    assert forward.total == forward.model == 2 * product
+    both = count_flops(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*heads_of).jaxpr)
+    # And one sum over each row of the result.
+    assert (both.total, both.model) == pytest.approx((9 * product, 6 * product), rel=2e-3)
 
 
 @pytest.mark.parametrize(
