@@ -56,7 +56,8 @@ def quickstart(result: dict[str, Any]) -> str:
         if key in result  # only recipes with these decoders have the last ones
     ]
     minutes = f"{result['train_seconds'] / 60:.1f}"
-    rows.append(["minutes of training, two CPU cores", minutes, "", "", ""])
+    where = result.get("trained_on", "two CPU cores")
+    rows.append([f"minutes of training, {where}", minutes, "", "", ""])
     return markdown(["metric", "value", "untrained", "trivial", "trivial answer"], rows)
 
 
