@@ -37,9 +37,16 @@ def heads(seed: int, count: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), (ROWS, LENGTH, count, WIDTH))
 
 
-@pytest.mark.parametrize("rows", [one_segment, padded, packed])
-@pytest.mark.parametrize("groups", [HEADS, 2, 1])
-@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(
+    ("rows", "groups", "window"),
+    [
+        (one_segment, HEADS, None),
+        (padded, 2, None),
+        (packed, 1, None),
+        (packed, HEADS, 40),
+        (padded, 2, 40),
+    ],
+)
 def test_kernels_equal_the_plain_products(rows, groups: int, window: int | None) -> None:
     """Results at all positions and gradients of what a loss sees, forward and backward."""
     segments = jnp.asarray(rows(np.random.default_rng(3)))
