@@ -19,9 +19,8 @@ from data_pipelines.rows import Row
 from data_pipelines.tokenizer import Tokenizer
 from refvlm_jax.batch import Batch, empty_row
 from refvlm_jax.cli.data_setup import encode_options, tokenizer_of
-from refvlm_jax.cli.run import build_model
+from refvlm_jax.cli.run import build_model, check_answer_rows
 from refvlm_jax.cli.truths import Question
-from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.eval.depth_maps import beside, within
 from refvlm_jax.eval.records import DepthMap, Instance, Prediction, Triplet
@@ -52,12 +51,7 @@ def make_engine(config: RunConfig, params: Mapping[str, np.ndarray]) -> Engine:
     model = define(lambda rngs: build_model(config, rngs))
     model.check(params)
     mesh, rules = make_mesh(config.mesh), make_rules(config.mesh)
-    shards = batch_shards(mesh.shape, rules)
-    if config.eval.batch_size % shards:
-        raise ConfigError(
-            f"eval.batch_size = {config.eval.batch_size} is not divisible by the {shards} batch "
-            f"shards of mesh.preset = {config.mesh.preset!r}; use a multiple of {shards}"
-        )
+    check_answer_rows(config, batch_shards(mesh.shape, rules))
     layout = param_shardings(model.shapes, model.axes, mesh, rules)
     return Engine(
         model.merge,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from refvlm_jax.batch import BatchSpec
+from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.models.objective import loss_counts, loss_sums, loss_weights
 from refvlm_jax.models.refvlm import RefVLM
@@ -45,3 +46,14 @@ def task_of(config: RunConfig) -> Task:
         loss_counts=partial(loss_counts, config.model),
         weights=loss_weights(config.model),
     )
+
+
+def check_answer_rows(config: RunConfig, shards: int) -> None:
+    """Raises ConfigError unless the rows answered together divide over the parts of a batch."""
+    rows = config.eval.batch_size
+    if rows % shards:
+        raise ConfigError(
+            f"eval.batch_size = {rows} is not divisible by the {shards} batch shards of "
+            f"mesh.preset = {config.mesh.preset!r}; use a multiple of {shards}, or a mesh with a "
+            "longer tensor axis"
+        )

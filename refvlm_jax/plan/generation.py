@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from refvlm_jax.batch import abstract_batch
-from refvlm_jax.cli.run import batch_spec, build_model
-from refvlm_jax.config.errors import ConfigError
+from refvlm_jax.cli.run import build_model, check_answer_rows
 from refvlm_jax.config.schema import ParamGroup, RunConfig
 from refvlm_jax.infer.generate import NextToken, Prompt, next_token, read_prompt
 from refvlm_jax.mesh.build import batch_sharding, make_mesh, make_rules
@@ -23,12 +21,11 @@ from refvlm_jax.mesh.rules import MESH_AXES, ShardingRules, use_sharding
 from refvlm_jax.mesh.shardings import fit_spec
 from refvlm_jax.models.llama import KVCache
 from refvlm_jax.models.refvlm import RefVLM
-from refvlm_jax.plan.program import Program, planned_shards
+from refvlm_jax.plan.program import Program, laid_out_batch, planned_shards
 from refvlm_jax.train.loop import plan_state
 from refvlm_jax.train.model_def import define
 
 Phase = Literal["train", "prefill", "decode"]
-PHASES: tuple[Phase, ...] = ("train", "prefill", "decode")
 
 
 def serving(config: RunConfig, devices: int) -> RunConfig:
@@ -37,18 +34,12 @@ def serving(config: RunConfig, devices: int) -> RunConfig:
     Raises:
       ConfigError: the rows do not divide over the mesh.
     """
-    rows, shards = config.eval.batch_size, planned_shards(config, devices)
-    if rows % shards:
-        raise ConfigError(
-            f"eval.batch_size = {rows} does not divide over the {shards} batch shards of "
-            f"mesh.preset = {config.mesh.preset!r}; use a multiple of {shards}, or a mesh with a "
-            "longer tensor axis"
-        )
+    check_answer_rows(config, planned_shards(config, devices))
     train = dataclasses.replace(config.train, frozen_dtype=config.train.compute_dtype, accumulate=1)
     everything = (ParamGroup(pattern="", frozen=True),)
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, batch_size=rows),
+        data=dataclasses.replace(config.data, batch_size=config.eval.batch_size),
         optim=dataclasses.replace(config.optim, groups=everything),
         train=train,
     )
@@ -59,10 +50,7 @@ def trace_generation(config: RunConfig, devices: Sequence[jax.Device], phase: Ph
     mesh, rules = make_mesh(config.mesh, devices), make_rules(config.mesh)
     plan = plan_state(config, define(partial(build_model, config)), mesh)
     layout = batch_sharding(mesh, rules)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
-        abstract_batch(batch_spec(config), config.data.batch_size),
-    )
+    batch = laid_out_batch(config, layout)
     cache = abstract_cache(config, mesh, rules)
     rows, width = config.data.batch_size, config.model.llama.width
 

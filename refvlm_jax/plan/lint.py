@@ -44,16 +44,14 @@ def gathers(program: Program, found: Collectives) -> list[str]:
 
 
 def expected_gathers(program: Program) -> float:
-    """Bytes that FSDP gathers in a step: parameters forward, and what is trained backward too.
+    """Bytes that FSDP gathers in a step, at most: every parameter once forward and once backward.
 
-    Rematerialised layers are gathered once for recomputation and gradient together.
+    Rematerialised layers are gathered once for recomputation and gradient together. Frozen ones
+    count backward too: gradients pass through a frozen language model to its LoRA factors.
     """
     dtype = jnp.dtype(program.config.train.compute_dtype)
-    parts = program.config.train.accumulate
-    trained = sum(_gathered(leaf, dtype) for leaf in program.plan.state.params.values())
-    frozen = sum(_gathered(leaf, dtype) for leaf in program.plan.frozen.values())
-    # Gradients pass through a frozen language model when LoRA is trained on it.
-    return parts * (2 * trained + 2 * frozen)
+    leaves = (*program.plan.state.params.values(), *program.plan.frozen.values())
+    return 2 * program.config.train.accumulate * sum(_gathered(leaf, dtype) for leaf in leaves)
 
 
 def _gathered(leaf: jax.ShapeDtypeStruct, dtype: Any) -> float:

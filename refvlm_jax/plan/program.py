@@ -86,10 +86,7 @@ def trace_step(config: RunConfig, devices: Sequence[jax.Device]) -> Program:
     plan = plan_state(config, model, mesh)
     step = make_train_step(plan, task_of(config), config, mesh, rules)
     layout = batch_sharding(mesh, rules)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
-        abstract_batch(batch_spec(config), config.data.batch_size),
-    )
+    batch = laid_out_batch(config, layout)
     traced = step.trace(plan.state, plan.frozen, batch)  # type: ignore[attr-defined]
     return Program(config, mesh, plan, batch, traced)
 
@@ -106,15 +103,20 @@ def state_bytes(plan: StatePlan, config: RunConfig, mesh: Any) -> StateBytes:
     """Bytes a device of parameters, optimiser and one global batch."""
     rules = make_rules(config.mesh)
     layout = NamedSharding(mesh, rules.spec(("batch",)))
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
-        abstract_batch(batch_spec(config), config.data.batch_size),
-    )
+    batch = laid_out_batch(config, layout)
     return StateBytes(
         params=tree_bytes(plan.state.params),
         frozen=tree_bytes(plan.frozen),
         optimizer=tree_bytes(plan.state.opt_state),
         batch=tree_bytes(batch),
+    )
+
+
+def laid_out_batch(config: RunConfig, layout: NamedSharding) -> Any:
+    """The abstract global batch of a run, its rows spread by `layout`."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+        abstract_batch(batch_spec(config), config.data.batch_size),
     )
 
 
