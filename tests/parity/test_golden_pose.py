@@ -118,7 +118,7 @@ def test_gradients(setup: Setup) -> None:
     names = json.loads(BUNDLE.with_suffix(".config.json").read_text())["visual_decoder"]["pose"]
     model = define(lambda rngs: KeypointUnit(unit.config, (32,) * 5, 64, rngs))
     params = {name: jnp.asarray(value) for name, value in weights.items()}
-    grads = jax.grad(lambda p: loss(model.merge(p), t, inputs))(params)
+    grads = jax.jit(jax.grad(lambda p: loss(model.merge(p), t, inputs)))(params)
     # The norm of each recorded tensor, put where our names are: layers stand stacked in ours.
     mark = "gradnorm."
     norms = {k.removeprefix(mark): v.reshape(1, 1) for k, v in t.items() if k.startswith(mark)}

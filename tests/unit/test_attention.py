@@ -51,7 +51,8 @@ def test_an_empty_mask_row_is_finite_in_value_and_gradient() -> None:
     q, k, v = qkv(2, 2)
     mask = np.ones((2, 1, 5, 7), bool)
     mask[0, 0, 3] = False
-    value, grads = jax.value_and_grad(lambda *x: attention(*x, mask).sum(), (0, 1, 2))(q, k, v)
+    both = jax.jit(jax.value_and_grad(lambda *x: attention(*x, mask).sum(), (0, 1, 2)))
+    value, grads = both(q, k, v)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
 
 
@@ -108,6 +109,6 @@ def test_blocks_of_queries_change_nothing_but_rounding(block: int) -> None:
     def total(q: jax.Array, k: jax.Array, v: jax.Array, block: int) -> jax.Array:
         return jnp.sin(causal_attention(q, k, v, mask, block=block)).sum()
 
-    whole = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v, 0)
-    parts = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v, block)
+    both = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)), static_argnums=3)
+    whole, parts = both(q, k, v, 0), both(q, k, v, block)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, parts)

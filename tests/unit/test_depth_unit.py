@@ -203,7 +203,7 @@ def test_unknown_pixels_count_nowhere(config: DepthUnitConfig, relative: bool) -
     def total(p):
         return sum(SUMS(p, *arrays, *flags, config=config).values())
 
-    value, grad = jax.value_and_grad(total)(jnp.asarray(pred))
+    value, grad = jax.jit(jax.value_and_grad(total))(jnp.asarray(pred))
     assert np.isfinite(value) and value > 0 and np.isfinite(grad).all()
     assert not np.asarray(grad)[~known].any() and not np.asarray(grad)[0, 1:3].any()
     assert np.asarray(grad)[0, 0].any()
@@ -216,9 +216,11 @@ def test_no_known_pixel_at_all_is_zero_with_zero_gradient() -> None:
     pred, target, known = scene(3)
     arrays = [jnp.asarray(a) for a in (target * np.nan, known & False)]
     flags = [jnp.zeros((1, 2), bool), jnp.ones((1, 2), bool)]
-    value, grad = jax.value_and_grad(
-        lambda p: sum(SUMS(p, *arrays, *flags, config=METRIC).values())
-    )(jnp.asarray(pred))
+
+    def total(p):
+        return sum(SUMS(p, *arrays, *flags, config=METRIC).values())
+
+    value, grad = jax.jit(jax.value_and_grad(total))(jnp.asarray(pred))
     assert value == 0 and not np.asarray(grad).any()
 
 
@@ -227,11 +229,9 @@ def test_flat_and_perfect_maps_have_finite_gradients(config: DepthUnitConfig) ->
     _, target, known = scene(4)
     arrays = [jnp.asarray(a) for a in (target, known)]
     flags = [jnp.array([[False, True]]), jnp.ones((1, 2), bool)]
+    gradient = jax.jit(jax.grad(lambda p: sum(SUMS(p, *arrays, *flags, config=config).values())))
     for pred in (target, np.full_like(target, 2.0)):
-        grad = jax.grad(lambda p: sum(SUMS(p, *arrays, *flags, config=config).values()))(
-            jnp.asarray(pred)
-        )
-        assert np.isfinite(grad).all()
+        assert np.isfinite(gradient(jnp.asarray(pred))).all()
 
 
 def test_prediction_is_resized_to_the_target() -> None:

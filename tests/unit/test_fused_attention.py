@@ -59,7 +59,8 @@ def test_kernels_equal_the_plain_products(rows, groups: int, window: int | None)
             out = run(q, k, v)
             return (out * weight).sum(), out
 
-        (_, out), gradient = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+        run_both = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+        (_, out), gradient = run_both(q, k, v)
         return (out, *gradient)
 
     kernels = {

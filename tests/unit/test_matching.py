@@ -1,5 +1,6 @@
 """Group matching against SciPy, group by group."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from refvlm_jax.batch import NO_GROUP
 from refvlm_jax.models.units.matching import match_groups
 
 SLOTS = 8
+MATCH = jax.jit(match_groups)
 
 
 def group_optimum(cost: np.ndarray, members: np.ndarray) -> float:
@@ -30,7 +32,7 @@ def tables(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def matched(cost: np.ndarray, group: np.ndarray, valid: np.ndarray) -> np.ndarray:
     group = np.where(valid, group, NO_GROUP)
-    return np.asarray(match_groups(jnp.asarray(cost)[None], group[None], valid[None]))[0]
+    return np.asarray(MATCH(jnp.asarray(cost)[None], group[None], valid[None]))[0]
 
 
 @settings(deadline=None, max_examples=150)

@@ -109,7 +109,8 @@ def test_spatial_pooling_takes_masks_of_any_size(side: int, features: np.ndarray
 
 def test_an_empty_mask_is_finite_in_value_and_gradient(features: np.ndarray) -> None:
     module, masks = encoder(), jnp.asarray(masks_of())
-    value, grad = jax.value_and_grad(lambda f: module(f, masks).sum())(jnp.asarray(features))
+    both = jax.jit(jax.value_and_grad(lambda f: module(f, masks).sum()))
+    value, grad = both(jnp.asarray(features))
     assert np.isfinite(value) and np.isfinite(grad).all()
     assert np.abs(pooled(RASTER, features, np.asarray(masks))).max() == 0
 
@@ -209,9 +210,11 @@ def test_variants_keep_the_dtype_and_are_finite_on_empty_masks(
 ) -> None:
     config = RegionPromptConfig(num_patches=1, pooling=pooling)
     module = RegionPromptEncoder(config, WIDTH, GRID, nnx.Rngs(0), text_width=7)
-    tokens, grad = jax.value_and_grad(
-        lambda f: module(f, jnp.asarray(masks_of())).astype(jnp.float32).sum()
-    )(jnp.asarray(features, jnp.bfloat16))
+
+    def total(features: jax.Array) -> jax.Array:
+        return module(features, jnp.asarray(masks_of())).astype(jnp.float32).sum()
+
+    tokens, grad = jax.jit(jax.value_and_grad(total))(jnp.asarray(features, jnp.bfloat16))
     assert grad.dtype == jnp.bfloat16 and np.isfinite(tokens) and np.isfinite(grad).all()
 
 

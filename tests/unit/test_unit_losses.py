@@ -13,11 +13,13 @@ from refvlm_jax.config.model import BoxUnitConfig, MaskUnitConfig
 from refvlm_jax.models.units.losses import box_loss_sums, iou_and_giou, mask_loss_sums
 
 BOX, MASK = BoxUnitConfig(), MaskUnitConfig()
+box_sums_program = jax.jit(box_loss_sums, static_argnums=4)
+mask_sums_program = jax.jit(mask_loss_sums, static_argnums=5)
 
 
 def box_sums(pred, target, group, valid, config=BOX) -> dict[str, float]:
     arrays = (np.asarray(a)[None] for a in (pred, target, group, valid))
-    return {k: float(v) for k, v in box_loss_sums(*map(jnp.asarray, arrays), config).items()}
+    return {k: float(v) for k, v in box_sums_program(*map(jnp.asarray, arrays), config).items()}
 
 
 def test_giou_of_known_pairs() -> None:
@@ -32,7 +34,8 @@ def test_giou_of_known_pairs() -> None:
 def test_boxes_without_area_give_finite_losses_and_gradients() -> None:
     point = jnp.array([[[0.5, 0.5, 0.0, 0.0]]])
     args = (jnp.zeros((1, 1), int), jnp.ones((1, 1), bool), BOX)
-    sums, grad = jax.value_and_grad(lambda p: box_loss_sums(p, point, *args)["box_giou"])(point)
+    both = jax.jit(jax.value_and_grad(lambda p: box_loss_sums(p, point, *args)["box_giou"]))
+    sums, grad = both(point)
     assert np.isfinite(sums) and np.isfinite(grad).all()
 
 
@@ -57,7 +60,7 @@ def test_empty_references_add_nothing_and_get_no_gradient() -> None:
     def total(p: jax.Array) -> jax.Array:
         return sum(box_loss_sums(p, target, jnp.zeros((1, 4), int), valid, BOX).values())
 
-    value, grad = jax.value_and_grad(total)(pred)
+    value, grad = jax.jit(jax.value_and_grad(total))(pred)
     assert np.isfinite(value)
     assert not np.asarray(grad)[0, [1, 3]].any() and np.asarray(grad)[0, [0, 2]].all()
 
@@ -68,7 +71,7 @@ def mask_sums(logits, targets, group=None, pixels=None, valid=None) -> dict[str,
     valid = np.ones(slots, bool) if valid is None else valid
     pixels = np.ones((slots, side, side), bool) if pixels is None else pixels
     arrays = (np.asarray(a)[None] for a in (logits, targets, group, valid, pixels))
-    return {k: float(v) for k, v in mask_loss_sums(*map(jnp.asarray, arrays), MASK).items()}
+    return {k: float(v) for k, v in mask_sums_program(*map(jnp.asarray, arrays), MASK).items()}
 
 
 def squares(side: int) -> np.ndarray:
