@@ -32,7 +32,7 @@ DEV = [
     "torch==2.13.0",  # parity tests and the side-by-side benchmark only
     "scipy>=1.13,<2",  # reference assignment solver in tests
     "pytest>=8,<10",
-    "pytest-xdist>=3.6,<4",  # two test processes on two cores
+    "pytest-xdist>=3.7,<4",  # two test processes on two cores
     "hypothesis>=6.100,<7",  # property tests
     "tensorflow-datasets>=4.9.7,<5",  # reads exported data in tests; needs no TensorFlow
     "beartype>=0.20,<1",  # runtime side of jaxtyping in tests

@@ -1,9 +1,10 @@
 """Time, throughput and peak memory of a conversion there and back, on the released model's shapes.
 
-    python benchmarks/convert_roundtrip.py [--layers 2] [--work DIR] [--keep]
+    python benchmarks/convert_roundtrip.py [--layers 2] [--work DIR] [--keep] [--json FILE]
 
-Writes a random Vicuna-7B + CLIP-L + ConvNeXt-L + decoders export folder, imports it, exports the result
-and compares every tensor. Without --layers the whole model: about 45 GB of disk for the three copies.
+Writes a random Vicuna-7B + CLIP-L + ConvNeXt-L + decoders export folder, imports it, exports the result,
+imports that again, and compares every tensor of both folders and of both checkpoints. Without --layers
+the whole model: about 45 GB of disk, since the first folder goes once it is compared (not with --keep).
 Each step runs in a process of its own, so that its peak memory is its own.
 """
 
@@ -49,6 +50,19 @@ def different(first: Path, second: Path) -> list[str]:
     return found
 
 
+def different_checkpoints(first: Path, second: Path) -> list[str]:
+    """Names of parameters that are not the same bit for bit."""
+    from refvlm_jax.ckpt.convert.orbax_io import open_checkpoint
+
+    a, b = open_checkpoint(first), open_checkpoint(second)
+    found = sorted(a.parameters.keys() ^ b.parameters.keys())
+    for name in a.parameters.keys() & b.parameters.keys():
+        x, y = a.read(a.where(name), name), b.read(b.where(name), name)
+        if (x.dtype, x.shape) != (y.dtype, y.shape) or x.tobytes() != y.tobytes():
+            found.append(name)
+    return found
+
+
 def largest_stack(checkpoint: Path) -> int:
     from refvlm_jax.ckpt.convert.inspect import inspect_path
 
@@ -78,23 +92,33 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="at most so many layers of every stack")
     parser.add_argument("--work", type=Path, help="folder for the copies; default: a temporary one")
     parser.add_argument("--keep", action="store_true", help="leave the copies there")
+    parser.add_argument("--json", type=Path, help="write the report there too")
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp(dir=args.work, prefix="convert-roundtrip-"))
     try:
-        print(json.dumps(run(work, args.layers), indent=1))
+        text = json.dumps(run(work, args.layers, args.keep), indent=1)
+        print(text)
+        if args.json:
+            args.json.write_text(text + "\n", encoding="utf-8")
     finally:
         if not args.keep:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def run(work: Path, layers: int | None) -> dict:
-    source, checkpoint, back = work / "source", work / "checkpoint", work / "back"
+def run(work: Path, layers: int | None, keep: bool) -> dict:
+    source, checkpoint, back, again = (
+        work / name for name in ("source", "checkpoint", "back", "again")
+    )
     size = apart(write, source, layers)["result"]
     steps = {
         "import": apart(imported, source, checkpoint),
         "export": apart(exported, checkpoint, back),
     }
     wrong = apart(different, source, back)["result"]
+    if not keep:
+        shutil.rmtree(source)
+    steps["import_again"] = apart(imported, back, again)
+    wrong += apart(different_checkpoints, checkpoint, again)["result"]
     largest = apart(largest_stack, checkpoint)["result"]
     report = {
         "layers": layers or "all",

@@ -83,12 +83,37 @@ def train_step(result: dict[str, Any]) -> str:
     return f"{table}\n\n{ratio} ({result['rows']} rows a step; {versions}; {result['date']})."
 
 
+def convert_roundtrip(result: dict[str, Any]) -> str:
+    """Seconds, rate and memory of each step of a conversion there and back."""
+    rows = [
+        [
+            what,
+            f"{result[step]['seconds']:.0f}",
+            f"{result[step]['gb_per_second']:.2f}",
+            f"{result[step]['peak_bytes'] / 2**30:.2f}",
+        ]
+        for step, what in (
+            ("import", "PyTorch to Orbax"),
+            ("export", "Orbax to PyTorch"),
+            ("import_again", "the export to Orbax again"),
+        )
+    ]
+    table = markdown(["step", "seconds", "GB a second", "peak memory, GiB"], rows)
+    outcome = "equal bit for bit" if result["bit_identical"] else "**not** equal"
+    largest = result["largest_stacked_bytes"] / 2**30
+    return (
+        f"{table}\n\n{result['bytes'] / 1e9:.1f} GB; the largest stacked tensor has {largest:.2f} GiB. "
+        f"Every tensor of both folders and both checkpoints is {outcome}."
+    )
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "quickstart": quickstart,
     "quickstart_small": quickstart,
     "quickstart_pose": quickstart,
     "ablations": ablations,
     "train_step": train_step,
+    "convert_roundtrip": convert_roundtrip,
 }
 
 

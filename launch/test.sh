@@ -11,4 +11,5 @@ ruff format --check .
 echo "== mypy"
 mypy refvlm_jax data_pipelines
 echo "== pytest"
-exec python -m pytest -n 2 --dist loadfile "$@"
+# In the order of tests/conftest.py, files with slow tests first.
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -12,6 +12,7 @@ from refvlm_jax.eval.depth_maps import first_depth, load_depth
 from refvlm_jax.eval.records import read_predictions, read_truths
 from refvlm_jax.train.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 36
 SMALL = (
@@ -30,6 +31,7 @@ SMALL = (
     "data.opening_steps=0",
     "data.opening_weights={}",
     "data.weights={'T23': 1.0, 'T24': 1.0, 'T25': 1.0, 'T17': 0.5}",
+    "optim.name=adamw",
     "optim.lr=2e-3",
     "optim.warmup_steps=2",
     f"train.steps={STEPS}",

@@ -11,6 +11,7 @@ from refvlm_jax.cli.train import train
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.train.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "model.vision.layers=1",
@@ -22,6 +23,7 @@ SMALL = (
     "data.weights={}",
     "data.opening_steps=0",
     "data.opening_weights={}",
+    "optim.name=adamw",
     "optim.warmup_steps=1",
     "optim.loss_weights={}",
     "train.steps=6",
