@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify = commands.add_parser("verify", help="compare with recorded PyTorch numbers or PyTorch")
     verify.add_argument("bundle", type=Path, help="prefix of a golden bundle, or a checkpoint")
     verify.add_argument(
-        "--torch", type=Path, metavar="DIR", help="compare the checkpoint with this folder instead"
+        "--torch",
+        type=Path,
+        metavar="DIR",
+        help="compare the checkpoint with this folder or file instead",
     )
     verify.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     verify.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -111,6 +114,8 @@ def _certify(args: argparse.Namespace) -> int:
         return 0 if found["passed"] else 1
     if entries:
         print(table(entries))
+    if found["layers_not_compared"]:
+        print(f"compared by their tensors alone: {', '.join(found['layers_not_compared'])}")
     for key in found["tensors_different"]:
         print(f"{key}: the SHA-256 differs")
     print(

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from refvlm_jax.ckpt.convert.part import parts
 from refvlm_jax.config import model as cfg
-from refvlm_jax.testing.torch_layout import tiny_config, torch_shapes
+from refvlm_jax.testing.torch_layout import tiny_config, torch_shapes, write_released
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -28,6 +30,22 @@ from refvlm_jax.ckpt.convert.verify.certificate import certify  # noqa: E402
 from refvlm_jax.cli.main import main  # noqa: E402
 
 pytestmark = pytest.mark.parity
+
+SAM = cfg.SamUnitConfig(
+    encoder=cfg.SamEncoderConfig(
+        image_size=64,
+        width=32,
+        layers=3,
+        heads=4,
+        mlp_dim=64,
+        global_layers=(1,),
+        window=3,
+        out_width=32,
+    ),
+    layers=1,
+    mlp_dim=24,
+    iou_hidden=16,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +102,7 @@ def test_certificate(source: Path, checkpoint: Path, tmp_path: Path, capsys) -> 
     kept = json.loads((checkpoint / "parity_certificate_0.json").read_text())
     key = "llm.model.layers.1.self_attn.k_proj.weight"
     assert kept["passed"] and len(kept["tensors"][key]["sha256"]) == 64
+    assert kept["layers_not_compared"] == []
     stored = open_checkpoint(checkpoint)
     assert stored.parameters["llama.embedding"].shape[0] == 80
     # One changed number is found by the hashes and by the layers.
@@ -97,6 +116,118 @@ def test_certificate(source: Path, checkpoint: Path, tmp_path: Path, capsys) -> 
     with pytest.raises(ConvertError, match="share no tensor"):
         import_weights([source / "projector"], tmp_path / "projector")
         certify(tmp_path / "projector", source / "visual_encoder")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder with every part that goes with the mask decoder, and the checkpoint made of it."""
+    folder = tmp_path_factory.mktemp("released")
+    write_released(folder, tiny_config())
+    import_weights([folder], folder.with_name("released-checkpoint"))
+    return folder, folder.with_name("released-checkpoint")
+
+
+def decoder_rows(name: str, layers: int) -> list[str]:
+    return [*(f"{name}.layer_{k}" for k in range(layers)), f"{name}.norm"]
+
+
+def test_certificate_of_every_part(released: tuple[Path, Path], capsys) -> None:
+    folder, checkpoint = released
+    assert main(["convert", "verify", str(checkpoint), "--torch", str(folder)]) == 0
+    assert "compared by their tensors alone: region_prompts\n" in capsys.readouterr().out
+    kept = json.loads((checkpoint / "parity_certificate_0.json").read_text())
+    assert kept["passed"] and kept["layers_not_compared"] == ["region_prompts"]
+    names = [entry["name"] for entry in kept["layers"]["entries"]]
+    assert {name.split(".")[0] for name in names} >= {"vision", "projector", "llama"}
+    new = [name for name in names if name.split(".")[0] in ("tower", "box", "mask", "keypoint")]
+    assert new == [
+        *(f"tower.stage_{k}" for k in range(4)),
+        *decoder_rows("box.decoder", 2),
+        *decoder_rows("mask.decoder", 2),
+        "mask.pixel_decoder",
+        *decoder_rows("keypoint.box.decoder", 2),
+        *decoder_rows("keypoint.decoder", 1),
+    ]
+
+
+def test_certificate_finds_a_change_in_every_part(
+    released: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Beside one flat file, from which transformers cannot load its own two models."""
+    changes = {
+        "visual_tower.visual.trunk.stages.2.blocks.1.conv_dw.weight": [
+            "tower.stage_2",
+            "tower.stage_3",
+        ],
+        "visual_decoder.box.decoder.layers.1.encoder_attn.v_proj.weight": [
+            "box.decoder.layer_1",
+            "box.decoder.norm",
+        ],
+        "visual_decoder.mask.query_decoder.layernorm.bias": ["mask.decoder.norm"],
+        "visual_decoder.mask.pixel_decoder.fpn.layers.1.proj.0.weight": ["mask.pixel_decoder"],
+        "visual_decoder.pose.box_decoder.decoder.layers.0.fc2.bias": decoder_rows(
+            "keypoint.box.decoder", 2
+        ),
+        "visual_decoder.pose.kpt_decoder.decoder.layers.0.self_attn.q_proj.weight": decoder_rows(
+            "keypoint.decoder", 1
+        ),
+    }
+    flat = tmp_path / "flat.safetensors"
+    export_weights(released[1], flat)
+    found, entries = certify(changed(flat, changes, tmp_path), flat)
+    assert not found["passed"] and set(found["tensors_different"]) == changes.keys()
+    assert [e.name for e in entries if not e.passed] == list(chain(*changes.values()))
+    assert set(found["layers_not_compared"]) == {"vision", "llama", "region_prompts"}
+
+
+def changed(source: Path, keys: Iterable[str], folder: Path) -> Path:
+    """A checkpoint of the source in which one number of each of these tensors differs."""
+    weights = {key: _source(source)[key].read().copy() for key in keys}
+    for array in weights.values():
+        array.flat[0] += 1
+    write_safetensors(folder / "changed.safetensors", list(weights.items()))
+    import_weights([source, folder / "changed.safetensors"], folder / "changed")
+    return folder / "changed"
+
+
+def test_certificate_of_sam(tmp_path: Path) -> None:
+    """Beside SAM's own file, which does not have the map of the queries."""
+    path, weights = write_foreign("sam", tmp_path / "sam_vit.pth")
+    import_weights([path], tmp_path / "checkpoint")
+    found, entries = certify(tmp_path / "checkpoint", path)
+    assert found["passed"] and found["layers_not_compared"] == []
+    encoder = [*(f"sam.encoder.layer_{k}" for k in range(3)), "sam.encoder.embedding"]
+    one, many = ([f"sam.decoder.{n}.{k}" for k in ("masks", "quality")] for n in ("one", "many"))
+    assert [e.name for e in entries] == [*encoder, *one, *many]
+    at = "visual_decoder.mask.sam."
+    changes = {
+        f"{at}image_encoder.blocks.1.attn.rel_pos_h": encoder[1:],
+        f"{at}mask_decoder.output_hypernetworks_mlps.2.layers.0.weight": many[:1],
+    }
+    found, entries = certify(changed(path, changes, tmp_path), path)
+    assert not found["passed"] and set(found["tensors_different"]) == changes.keys()
+    assert [e.name for e in entries if not e.passed] == list(chain(*changes.values()))
+    # What PyTorch lacks cannot run; the tensors say so.
+    key = f"{at}prompt_encoder.no_mask_embed.weight"
+    rest = [(k, array) for k, array in weights.items() if k != key]
+    write_safetensors(tmp_path / "rest.safetensors", rest)
+    found, entries = certify(tmp_path / "checkpoint", tmp_path / "rest.safetensors")
+    assert not entries and found["layers_not_compared"] == ["sam"]
+    assert not found["passed"] and found["tensors_different"] == [key]
+
+
+def write_foreign(name: str, path: Path, **other: "torch.Tensor") -> tuple[Path, dict]:
+    """A part's .pth as its own project releases it, and its weights by our PyTorch keys."""
+    (part,) = (part for part in parts() if part.name == name)
+    rng, start = np.random.default_rng(0), "sam." if name == "sam" else ""
+    own = {
+        key: rng.standard_normal(shape).astype(np.float32)
+        for key, shape in torch_shapes(replace(tiny_config(), sam=SAM), part).items()
+        if key.startswith(start)
+    }
+    path.parent.mkdir(exist_ok=True)
+    torch.save({k.removeprefix(start): torch.from_numpy(v) for k, v in own.items()} | other, path)
+    return path, {part.prefix + k: v for k, v in own.items()}
 
 
 def _source(path: Path) -> dict:
@@ -121,37 +252,14 @@ def test_torch_files_nested_and_half_precision(tmp_path: Path) -> None:
 
 def test_files_of_other_projects(tmp_path: Path) -> None:
     """SAM's own .pth and an open_clip folder; text halves and pixel constants are left out."""
-    rng = np.random.default_rng(0)
-    encoder = cfg.SamEncoderConfig(
-        image_size=64,
-        width=32,
-        layers=3,
-        heads=4,
-        mlp_dim=64,
-        global_layers=(1,),
-        window=3,
-        out_width=32,
-    )
-    sam = cfg.SamUnitConfig(encoder=encoder, layers=1, mlp_dim=24, iou_hidden=16)
-    config = replace(tiny_config(), sam=sam)
     files = {}
-    for name, start, place, other in (
-        ("sam", "sam.", "sam_vit.pth", "pixel_mean"),
-        ("tower", "", "clip/open_clip_pytorch_model.bin", "text.token_embedding.weight"),
+    for name, place, other in (
+        ("sam", "sam_vit.pth", "pixel_mean"),
+        ("tower", "clip/open_clip_pytorch_model.bin", "text.token_embedding.weight"),
     ):
-        (part,) = (part for part in parts() if part.name == name)
-        own = {
-            key: rng.standard_normal(shape).astype(np.float32)
-            for key, shape in torch_shapes(config, part).items()
-            if key.startswith(start)
-        }
-        path = tmp_path / place
-        path.parent.mkdir(exist_ok=True)
-        state = {k.removeprefix(start): torch.from_numpy(v) for k, v in own.items()}
-        torch.save({**state, other: torch.ones(3)}, path)
-        files[name] = ({part.prefix + k: v for k, v in own.items()}, path)
+        files[name] = write_foreign(name, tmp_path / place, **{other: torch.ones(3)})
     (tmp_path / "clip" / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 7}}')
-    for name, (own, path) in files.items():
+    for name, (path, own) in files.items():
         source = path.parent if name == "tower" else path
         plan = import_weights([source], tmp_path / name)
         assert len(plan.ignored) == 1

@@ -155,17 +155,26 @@ class SamEncoder(nnx.Module):
 
     def __call__(self, images: Array, dtype: jnp.dtype = jnp.float32) -> Float[Array, "B g g E"]:
         """Embeds square pictures uint8[B, Y, X, 3] (or float, already normalised and of the size)."""
+        return self.embed(images, dtype)[0]
+
+    def embed(
+        self, images: Array, dtype: jnp.dtype = jnp.float32, *, states: bool = False
+    ) -> tuple[Float[Array, "B g g E"], list[Map]]:
+        """The embedding of the same pictures, and with `states` the output of every block."""
         pixels = normalise_images(resize_images(images, self.config.image_size), self.config)
         x = self.patch_embed(pixels.astype(dtype)) + self.position[...].astype(dtype)
         done = {True: 0, False: 0}
+        kept: list[Map] = []
         for is_global, count in _runs(self.config):
             stack, start = self.whole if is_global else self.windowed, done[is_global]
             assert stack is not None
+            body = _recorded if states else _body
             with jax.named_scope("global" if is_global else "windowed"):
-                x, _ = stack.scan(_body, x, start=start, stop=start + count)
+                x, outputs = stack.scan(body, x, start=start, stop=start + count)
+            kept += [] if outputs is None else list(outputs)
             done[is_global] += count
         with jax.named_scope("neck"):
-            return self.neck(x)
+            return self.neck(x), kept
 
 
 def _stack(config: SamEncoderConfig, window: int, layers: int, rngs: nnx.Rngs) -> Stack | None:
@@ -174,6 +183,11 @@ def _stack(config: SamEncoderConfig, window: int, layers: int, rngs: nnx.Rngs) -
 
 def _body(block: SamBlock, x: Map, _: None) -> tuple[Map, None]:
     return constrain(block(x), "image", None, None, None), None
+
+
+def _recorded(block: SamBlock, x: Map, _: None) -> tuple[Map, Map]:
+    x, _ = _body(block, x, None)
+    return x, x
 
 
 def _runs(config: SamEncoderConfig) -> list[tuple[bool, int]]:
