@@ -70,15 +70,11 @@ def test_eight_devices_give_the_loss_of_one(
     np.testing.assert_allclose(found, one_device, rtol=1e-5)
 
 
-def test_accumulation_gives_the_loss_of_the_whole_batch(one_device: list[float]) -> None:
-    np.testing.assert_allclose(losses(MeshConfig(preset="single"), 4), one_device, rtol=1e-5)
-
-
 @pytest.mark.slow
-def test_optional_parts_give_the_loss_of_one_device() -> None:
-    """Tower, adapter and SAM on both kinds of axes at once; joints and depth are in the tests above."""
+def test_optional_parts_in_micro_batches_give_the_loss_of_one_device() -> None:
+    """Tower, adapter and SAM on both kinds of axes at once; joints and depth are in the test above."""
     model = dataclasses.replace(whole_config(), keypoint=None, depth=None)
     shape = (1, 4, 1, 2)
-    found = losses(MeshConfig(preset="fsdp_tp", shape=shape), model=model)
+    found = losses(MeshConfig(preset="fsdp_tp", shape=shape), accumulate=2, model=model)
     one = losses(MeshConfig(preset="single"), model=model)
     np.testing.assert_allclose(found, one, rtol=1e-5)
