@@ -11,5 +11,5 @@ ruff format --check .
 echo "== mypy"
 mypy refvlm_jax data_pipelines
 echo "== pytest"
-# In the order of tests/conftest.py, files with slow tests first.
+# In the order of tests/conftest.py, files with slow tests last.
 exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -31,19 +31,28 @@ settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
 _CROWDED = 2 * 2**30
-"""Resident bytes of a worker above which compiled programs are let go: thousands of them exhaust first
-the memory maps a process may have, then the machine."""
+"""Growth in resident bytes after which a worker lets compiled programs go: thousands of them exhaust
+first the memory maps a process may have, then the machine."""
+_kept = 0
+"""Resident bytes after the last time; what is freed does not all return to the machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: of two processes none shall start a long one when the other ends."""
+    """Files with slow tests last: their processes have grown too large to keep others' programs."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: item.path in slow)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
+    global _kept
     yield
-    statm = Path("/proc/self/statm")
-    if statm.is_file() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > _CROWDED:
+    if _resident() - _kept > _CROWDED:
         jax.clear_caches()
+        _kept = _resident()
+
+
+def _resident() -> int:
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.is_file() else 0
+    return pages * os.sysconf("SC_PAGESIZE")
