@@ -11,6 +11,7 @@ Each step runs in a process of its own, so that its peak memory is its own.
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 import tempfile
@@ -63,6 +64,21 @@ def different_checkpoints(first: Path, second: Path) -> list[str]:
     return found
 
 
+def disk_rate(folder: Path, gigabytes: int = 4) -> float:
+    """GB a second of plain sequential writing, until the disk has it."""
+    block, path = b"\1" * 2**24, folder / "disk"
+    count = gigabytes * 10**9 // len(block)
+    started = time.perf_counter()
+    with path.open("wb") as file:
+        for _ in range(count):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - started
+    path.unlink()
+    return count * len(block) / 1e9 / seconds
+
+
 def largest_stack(checkpoint: Path) -> int:
     from refvlm_jax.ckpt.convert.inspect import inspect_path
 
@@ -109,6 +125,7 @@ def run(work: Path, layers: int | None, keep: bool) -> dict:
     source, checkpoint, back, again = (
         work / name for name in ("source", "checkpoint", "back", "again")
     )
+    disk = disk_rate(work)
     size = apart(write, source, layers)["result"]
     steps = {
         "import": apart(imported, source, checkpoint),
@@ -126,6 +143,7 @@ def run(work: Path, layers: int | None, keep: bool) -> dict:
         "bit_identical": not wrong,
         "different": wrong[:5],
         "largest_stacked_bytes": largest,
+        "disk_gb_per_second": round(disk, 3),
     }
     for name, found in steps.items():
         report[name] = {

@@ -103,7 +103,8 @@ def convert_roundtrip(result: dict[str, Any]) -> str:
     largest = result["largest_stacked_bytes"] / 2**30
     return (
         f"{table}\n\n{result['bytes'] / 1e9:.1f} GB; the largest stacked tensor has {largest:.2f} GiB. "
-        f"Every tensor of both folders and both checkpoints is {outcome}."
+        f"Every tensor of both folders and both checkpoints is {outcome}. Plain bytes go to the same "
+        f"disk at {result['disk_gb_per_second']:.2f} GB a second."
     )
 
 

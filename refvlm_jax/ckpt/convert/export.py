@@ -7,6 +7,7 @@ training checkpoint.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -335,12 +336,20 @@ def _write_entries(
     metadata: Mapping[str, str],
 ) -> None:
     named = [replace(entry, name=entry.name.removeprefix(prefix)) for entry in entries]
-    with SafetensorsWriter(path, named, metadata) as file:
+    with SafetensorsWriter(path, named, metadata) as file, ThreadPoolExecutor(1) as writer:
+        pending = None
         for entry in named:
             key, array = next(flow)
             assert key.removeprefix(prefix) == entry.name
-            file.write(entry.name, contiguous(array).astype(entry.dtype, copy=False))
-            del array
+            data = contiguous(array).astype(entry.dtype, copy=False)
+            # Written while the next is read; a view would keep its whole stack until then.
+            data = data if data.base is None else data.copy()
+            if pending is not None:
+                pending.result()
+            pending = writer.submit(file.write, entry.name, data)
+            del array, data
+        if pending is not None:
+            pending.result()
 
 
 def _write_json(path: Path, tree: Mapping[str, Any]) -> None:

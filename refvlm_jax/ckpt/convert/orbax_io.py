@@ -101,12 +101,17 @@ def _store(array: Lazy, path: Path) -> None:
         create=True,
         open=True,
     ).result()
-    total, done = 0, 0
+    total, done, pending = 0, 0, None
     for index in _pieces(array.shape, chunks, array.dtype.itemsize):
         part = array.read(index)
-        target[index].write(part).result()
+        # One piece is written while the next is read and summed.
+        if pending is not None:
+            pending.result()
+        pending = target[index].write(part)
         total = (total + host_checksum(part, start=done)) % 2**32
         done += part.size
+    if pending is not None:
+        pending.result()
     array.checksum = total
 
 
