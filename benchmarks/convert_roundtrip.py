@@ -16,8 +16,14 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+
+Readers = Mapping[str, Callable[[], np.ndarray]]
+"""What reads an array, by name."""
 
 
 def write(folder: Path, layers: int | None) -> int:
@@ -38,27 +44,29 @@ def exported(checkpoint: Path, out: Path) -> None:
     export_weights(checkpoint, out)
 
 
-def different(first: Path, second: Path) -> list[str]:
-    """Keys of tensors that are not the same bit for bit."""
+def folder_tensors(folder: Path) -> Readers:
     from refvlm_jax.ckpt.convert.reader import open_source
 
-    a, b = open_source(first).tensors, open_source(second).tensors
-    found = sorted(a.keys() ^ b.keys())
-    for key in a.keys() & b.keys():
-        x, y = a[key].read(), b[key].read()
-        if (x.dtype, x.shape) != (y.dtype, y.shape) or x.tobytes() != y.tobytes():
-            found.append(key)
-    return found
+    return {key: tensor.read for key, tensor in open_source(folder).tensors.items()}
 
 
-def different_checkpoints(first: Path, second: Path) -> list[str]:
-    """Names of parameters that are not the same bit for bit."""
+def checkpoint_tensors(folder: Path) -> Readers:
     from refvlm_jax.ckpt.convert.orbax_io import open_checkpoint
 
-    a, b = open_checkpoint(first), open_checkpoint(second)
-    found = sorted(a.parameters.keys() ^ b.parameters.keys())
-    for name in a.parameters.keys() & b.parameters.keys():
-        x, y = a.read(a.where(name), name), b.read(b.where(name), name)
+    stored = open_checkpoint(folder)
+    return {
+        name: partial(stored.read, item, name)
+        for item, arrays in stored.items.items()
+        for name in arrays
+    }
+
+
+def different(readers: Callable[[Path], Readers], first: Path, second: Path) -> list[str]:
+    """Names of arrays that are not the same bit for bit."""
+    a, b = readers(first), readers(second)
+    found = sorted(a.keys() ^ b.keys())
+    for name in a.keys() & b.keys():
+        x, y = a[name](), b[name]()
         if (x.dtype, x.shape) != (y.dtype, y.shape) or x.tobytes() != y.tobytes():
             found.append(name)
     return found
@@ -131,11 +139,11 @@ def run(work: Path, layers: int | None, keep: bool) -> dict:
         "import": apart(imported, source, checkpoint),
         "export": apart(exported, checkpoint, back),
     }
-    wrong = apart(different, source, back)["result"]
+    wrong = apart(different, folder_tensors, source, back)["result"]
     if not keep:
         shutil.rmtree(source)
     steps["import_again"] = apart(imported, back, again)
-    wrong += apart(different_checkpoints, checkpoint, again)["result"]
+    wrong += apart(different, checkpoint_tensors, checkpoint, again)["result"]
     largest = apart(largest_stack, checkpoint)["result"]
     report = {
         "layers": layers or "all",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job end to end on a CPU: data, shards, training, evaluation, report.
 #   bash launch/quickstart.sh          the tiny recipe (about 25 minutes on two cores)
-#   bash launch/quickstart.sh --fast   the same path in two minutes, for a first look
+#   bash launch/quickstart.sh --fast   the same path, much shorter, for a first look
 #   bash launch/quickstart.sh --config configs/shapes_small.py   a longer recipe, in runs/shapes_small
 #   bash launch/quickstart.sh --config configs/shapes_pose.py    adds joints and depth to the finished one
 # A second call resumes where the first stopped, or says that everything is done.

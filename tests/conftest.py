@@ -9,8 +9,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests, and the processes they start, compile hundreds of programs and run each a few times: compiling
 # takes nearly all of their time.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-# A step of the tiny model compiles in 12 seconds instead of 28: the older code generator of XLA's
-# fusions, and one LLVM module a program instead of dozens that share the work of two cores.
+# What a step of the tiny model compiles much faster with: the older code generator of XLA's fusions,
+# and one LLVM module a program instead of dozens, which only help where there are as many cores.
 # Only where both are known: XLA ends a process that hands it a flag it does not have.
 if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (

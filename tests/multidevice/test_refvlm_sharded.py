@@ -72,8 +72,8 @@ def test_eight_devices_give_the_loss_of_one(
 
 @pytest.mark.slow
 def test_optional_parts_in_micro_batches_give_the_loss_of_one_device() -> None:
-    """Tower, adapter and SAM on both kinds of axes at once; joints and depth are in the test above."""
-    model = dataclasses.replace(whole_config(), keypoint=None, depth=None)
+    """Tower, adapter and SAM on both kinds of axes at once; the other units are in the test above."""
+    model = dataclasses.replace(whole_config(), box=None, keypoint=None, depth=None)
     shape = (1, 4, 1, 2)
     found = losses(MeshConfig(preset="fsdp_tp", shape=shape), accumulate=2, model=model)
     one = losses(MeshConfig(preset="single"), model=model)

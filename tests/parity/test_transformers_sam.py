@@ -1,6 +1,6 @@
 """Segment Anything against Hugging Face's SamModel: embedding, every kind of prompt, all masks."""
 
-import re
+from dataclasses import replace
 
 import golden_vision
 import jax
@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from golden_weights import prefixed
 
+from refvlm_jax.ckpt.convert.part import parts
+from refvlm_jax.ckpt.convert.verify.torch_names import SAM, renamed
 from refvlm_jax.config.model import SAM_ENCODERS, SamEncoderConfig, SamUnitConfig
 from refvlm_jax.models.sam.prompts import Click
 from refvlm_jax.models.units.sam import SamUnit
+from refvlm_jax.testing.torch_layout import tiny_config, torch_shapes
 from refvlm_jax.train.model_def import define
 
 torch = pytest.importorskip("torch")
@@ -39,32 +42,14 @@ CONFIG = SamUnitConfig(
     iou_hidden=12,
     mask_prompt_channels=8,
 )
-RELEASED = [  # Hugging Face's names, and those of the original release
-    (r"vision_encoder\.layers", "image_encoder.blocks"),
-    (r"vision_encoder\.", "image_encoder."),
-    (r"patch_embed\.projection", "patch_embed.proj"),
-    (r"(blocks\.\d+)\.layer_norm", r"\1.norm"),
-    (r"neck\.conv1", "neck.0"),
-    (r"neck\.layer_norm1", "neck.1"),
-    (r"neck\.conv2", "neck.2"),
-    (r"neck\.layer_norm2", "neck.3"),
-    (r"shared_image_embedding\.", "prompt_encoder.pe_layer."),
-    (r"positional_embedding$", "positional_encoding_gaussian_matrix"),
-    (r"\.point_embed\.", ".point_embeddings."),
-    (r"mask_embed\.conv1", "mask_downscaling.0"),
-    (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
-    (r"mask_embed\.conv2", "mask_downscaling.3"),
-    (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
-    (r"mask_embed\.conv3", "mask_downscaling.6"),
-    (r"layer_norm_final_attn", "norm_final_attn"),
-    (r"transformer\.layers\.(\d+)\.layer_norm", r"transformer.layers.\1.norm"),
-    (r"upscale_conv1", "output_upscaling.0"),
-    (r"upscale_layer_norm", "output_upscaling.1"),
-    (r"upscale_conv2", "output_upscaling.3"),
-    (r"(mlps\.\d+|head)\.layers\.0", r"\1.layers.1"),
-    (r"proj_in", "layers.0"),
-    (r"proj_out", "layers.2"),
-]
+
+
+def released_names() -> dict[str, str]:
+    """Hugging Face's name of every tensor -> that of SAM's own release."""
+    (part,) = (part for part in parts() if part.name == "sam")
+    shapes = torch_shapes(replace(tiny_config(), sam=CONFIG), part)
+    own = {key.removeprefix("sam.") for key in shapes if key.startswith("sam.")}
+    return {theirs: key for key in own for theirs in renamed({key: np.empty(0)}, SAM)}
 
 
 def hugging_face(**vision: object) -> "transformers.SamModel":
@@ -106,11 +91,8 @@ def models() -> tuple:
     with torch.no_grad():
         for value in theirs.parameters():
             value.copy_(torch.randn_like(value) * (0.5 if value.ndim == 1 else 0.3))
-    weights = {}
-    for name, value in theirs.state_dict().items():
-        for pattern, replacement in RELEASED:
-            name = re.sub(pattern, replacement, name)
-        weights[name] = value.numpy()
+    state = theirs.state_dict()
+    weights = {key: state[name].numpy() for name, key in released_names().items()}
     found = prefixed("encoder", golden_vision.sam_encoder(weights, "image_encoder", 4, [0, 3]))
     found |= prefixed("prompts", golden_vision.sam_prompts(weights, "prompt_encoder"))
     found |= prefixed("decoder", golden_vision.sam_decoder(weights, "mask_decoder", 2, 4))

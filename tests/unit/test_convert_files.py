@@ -2,12 +2,13 @@
 
 import json
 import pickle
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refvlm_jax.ckpt.convert.files import fresh
+from refvlm_jax.ckpt.convert.files import OneBehind, fresh
 from refvlm_jax.ckpt.convert.import_ import import_weights
 from refvlm_jax.ckpt.convert.reader import open_source
 from refvlm_jax.ckpt.convert.safetensors_io import open_safetensors, write_safetensors
@@ -131,3 +132,27 @@ def test_results_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in out.iterdir()] == ["whole"]
     with pytest.raises(ConvertError, match="exists already"), fresh(out):
         pass
+
+
+def test_one_write_behind() -> None:
+    def write(error: Exception | None = None) -> Future:
+        started.append(len(started))
+        future: Future = Future()
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+        return future
+
+    started: list[int] = []
+    full = OSError("the disk is full")
+    with pytest.raises(OSError, match="full"), OneBehind() as behind:
+        behind.start(write)
+        behind.start(write, full)
+        behind.start(write)
+    assert started == [0, 1]
+    with pytest.raises(OSError, match="full"), OneBehind() as behind:
+        behind.start(write, full)
+    with pytest.raises(ValueError, match="first"), OneBehind() as behind:
+        behind.start(write, full)
+        raise ValueError("the first error is the one to report")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from refvlm_jax.ckpt.convert.files import check_free, fresh
+from refvlm_jax.ckpt.convert.files import OneBehind, check_free, fresh
 from refvlm_jax.ckpt.convert.import_ import EXTRA
 from refvlm_jax.ckpt.convert.lora import adapter_rows, merge_lora
 from refvlm_jax.ckpt.convert.model_config import table
@@ -336,20 +336,19 @@ def _write_entries(
     metadata: Mapping[str, str],
 ) -> None:
     named = [replace(entry, name=entry.name.removeprefix(prefix)) for entry in entries]
-    with SafetensorsWriter(path, named, metadata) as file, ThreadPoolExecutor(1) as writer:
-        pending = None
+    with (
+        SafetensorsWriter(path, named, metadata) as file,
+        ThreadPoolExecutor(1) as writer,
+        OneBehind() as behind,
+    ):
         for entry in named:
             key, array = next(flow)
             assert key.removeprefix(prefix) == entry.name
             data = contiguous(array).astype(entry.dtype, copy=False)
-            # Written while the next is read; a view would keep its whole stack until then.
+            # A view would keep its whole stack until it is written.
             data = data if data.base is None else data.copy()
-            if pending is not None:
-                pending.result()
-            pending = writer.submit(file.write, entry.name, data)
+            behind.start(writer.submit, file.write, entry.name, data)
             del array, data
-        if pending is not None:
-            pending.result()
 
 
 def _write_json(path: Path, tree: Mapping[str, Any]) -> None:

@@ -4,9 +4,9 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from refvlm_jax.ckpt.convert.tensors import ConvertError
 
@@ -35,6 +35,47 @@ def fresh(out: Path) -> Iterator[Path]:
         os.replace(partial, out)
     finally:
         _remove(partial)
+
+
+class Write(Protocol):
+    """A write that was started: a future of `concurrent.futures` or of TensorStore."""
+
+    def result(self) -> Any:
+        """Waits for it; raises what it failed with."""
+        ...
+
+
+class OneBehind:
+    """Writes one thing while the caller prepares the next, and never holds more.
+
+    Leaving the block waits for the last write, so that no write outlives the file it goes to.
+    """
+
+    def __init__(self) -> None:
+        self._running: Write | None = None
+
+    def start(self, write: Callable[..., Write], *args: Any) -> None:
+        """Calls `write(*args)`, which starts a write, once the one before has ended.
+
+        Raises: whatever the write before failed with.
+        """
+        self._wait()
+        self._running = write(*args)
+
+    def _wait(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._wait()
+        else:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                self._wait()
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
 from refvlm_jax.ckpt.checksum import host_checksum
+from refvlm_jax.ckpt.convert.files import OneBehind
 from refvlm_jax.ckpt.convert.tensors import ConvertError, Index, Shape, whole
 from refvlm_jax.ckpt.items import ArrayInfo, CheckpointError
 from refvlm_jax.ckpt.manager import (
@@ -101,17 +102,13 @@ def _store(array: Lazy, path: Path) -> None:
         create=True,
         open=True,
     ).result()
-    total, done, pending = 0, 0, None
-    for index in _pieces(array.shape, chunks, array.dtype.itemsize):
-        part = array.read(index)
-        # One piece is written while the next is read and summed.
-        if pending is not None:
-            pending.result()
-        pending = target[index].write(part)
-        total = (total + host_checksum(part, start=done)) % 2**32
-        done += part.size
-    if pending is not None:
-        pending.result()
+    total, done = 0, 0
+    with OneBehind() as behind:
+        for index in _pieces(array.shape, chunks, array.dtype.itemsize):
+            part = array.read(index)
+            behind.start(target[index].write, part)
+            total = (total + host_checksum(part, start=done)) % 2**32
+            done += part.size
     array.checksum = total
 
 

@@ -110,7 +110,7 @@ def contiguous(x: np.ndarray) -> np.ndarray:
             part = np.s_[start : start + _BLOCK, other : other + _BLOCK]
             out[part] = x[part]
 
-    # NumPy copies without Python's lock; one core moves half a gigabyte a second.
+    # NumPy copies without Python's lock: threads share the work.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(copy_rows, range(0, x.shape[0], _BLOCK)))
     return out
