@@ -25,7 +25,8 @@ refvlm_env() {
   want="$(cksum < setup.py) $extras $(pwd)"
   if ! grep -qxF "$want" "$stamp" 2>/dev/null; then
     echo "installing into .venv (${extras:-run time only})"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}" || {
+    # Files are compiled when first imported, most of them never.
+    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --editable ".${extras:+[$extras]}" || {
       echo "error: installing failed; is a package index reachable?" >&2
       return 1
     }

@@ -5,11 +5,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/env.sh
 refvlm_env dev
 export JAX_PLATFORMS=cpu
+# Huge pages for large buffers, as in quickstart.sh.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 echo "== ruff"
 ruff check .
 ruff format --check .
 echo "== mypy"
 mypy refvlm_jax data_pipelines
 echo "== pytest"
-# In the order of tests/conftest.py, files with slow tests last.
-exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# In the order of tests/conftest.py, files with slow tests last. Three workers: on two cores one of them
+# is often waiting for a disk or a child process.
+exec python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"

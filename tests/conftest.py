@@ -38,9 +38,15 @@ _kept = 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests last: their processes have grown too large to keep others' programs."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path in slow)
+    """Files with slow tests last: their processes have grown too large to keep others' programs.
+
+    The slowest first among them, so that the workers end together.
+    """
+    minutes: dict[Path, float] = {}
+    for item in items:
+        if slow := item.get_closest_marker("slow"):
+            minutes[item.path] = slow.args[0] if slow.args else 0
+    items.sort(key=lambda item: (item.path in minutes, -minutes.get(item.path, 0)))
 
 
 @pytest.fixture(scope="module", autouse=True)

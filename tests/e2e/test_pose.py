@@ -12,7 +12,7 @@ from refvlm_jax.eval.depth_maps import first_depth, load_depth
 from refvlm_jax.eval.records import read_predictions, read_truths
 from refvlm_jax.train.metrics import read_metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(2)
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 36
 SMALL = (

@@ -13,7 +13,7 @@ from refvlm_jax.cli.quickstart import quickstart
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.eval.records import read_predictions, read_truths
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(2)
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "world.train=24",

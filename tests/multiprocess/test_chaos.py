@@ -12,7 +12,7 @@ from refvlm_jax.testing.cluster import Processes, tail, truncate_item
 from refvlm_jax.train.loop import CHECKPOINTS
 from refvlm_jax.train.metrics import read_metrics
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow(2)]
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = str(Path(__file__).with_name("sharded_job.py"))
 STEPS, NEVER = 12, -1

@@ -23,7 +23,7 @@ def undisturbed(tmp_path_factory) -> list:
     return losses(workdir)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_five_kills_change_no_bit(tmp_path, undisturbed):
     for target in sorted(random.Random(3).sample(range(2, STEPS - 5), 5)):
         process = toy(tmp_path)

@@ -9,7 +9,7 @@ from processes import ROOT, finish, kill, launch, losses, wait_for_step
 from data_pipelines.build import build, shapes_world_recipe
 from data_pipelines.shapes_world import generate
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow(3)]
 STEPS = 14
 SMALL = {
     "model.llama.layers": 1,

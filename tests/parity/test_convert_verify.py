@@ -34,7 +34,7 @@ def recorded(name: str) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recorded_number(name: str) -> None:
     path = recorded(name)

@@ -23,7 +23,7 @@ print(json.dumps(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_three_gigabytes_in_little_memory(tmp_path: Path) -> None:
     layers = 7
     whole = released_config(layers)

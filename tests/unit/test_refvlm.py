@@ -175,7 +175,7 @@ def test_no_references_give_zero_loss_and_finite_gradients(model: RefVLM, batch:
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_every_part_of_the_model_receives_a_gradient(model: RefVLM, batch: Batch) -> None:
     graph, state = nnx.split(model)
 

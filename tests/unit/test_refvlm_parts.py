@@ -47,7 +47,7 @@ def batch() -> Batch:
     return random_batch(tiny_spec(WHOLE, 56), rows=4, seed=5, vocab=9)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 def test_losses_and_gradients_of_every_part(batch: Batch) -> None:
     model, params = model_of(WHOLE)
     gradients = jax.jit(jax.value_and_grad(partial(_total, model), has_aux=True))

@@ -157,7 +157,7 @@ def test_every_task_becomes_a_row(built: Path, register: str) -> None:
     assert not left
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_every_task_trains_in_one_program(built: Path, tmp_path: Path) -> None:
     """After two steps of warm-up, batches of all tasks compile nothing at all."""
     compiled: list[str] = []
