@@ -13,6 +13,5 @@ ruff format --check .
 echo "== mypy"
 mypy refvlm_jax data_pipelines
 echo "== pytest"
-# In the order of tests/conftest.py, files with slow tests last. Three workers: on two cores one of them
-# is often waiting for a disk or a child process.
-exec python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+# In the order of tests/conftest.py, files with slow tests last.
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
