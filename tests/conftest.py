@@ -1,5 +1,6 @@
 """Eight simulated devices, a persistent compilation cache and deterministic property tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -26,6 +27,9 @@ from refvlm_jax.train.compile_cache import use_compile_cache
 # Both must be set before the first array is made.
 jax.config.update("jax_num_cpu_devices", 8)
 use_compile_cache()
+
+# Tracing makes millions of objects, and every collection walks all of JAX, PyTorch and transformers.
+gc.set_threshold(100_000, 50, 100)
 
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")

@@ -183,6 +183,8 @@ class TrainConfig:
     """Regular expressions of dotted names that the cast to `compute_dtype` leaves alone."""
     log_every: int = 10
     """Steps between metric records."""
+    tensorboard: bool = True
+    """Mirror the metric records to TensorBoard event files."""
     eval_every: int = 0
     """Steps between evaluations during training; 0 evaluates only when asked to."""
     nonfinite: Literal["stop", "skip"] = "stop"

@@ -117,7 +117,7 @@ def toy_config(**sections: Any) -> RunConfig:
         "name": "toy",
         "data": {"batch_size": 16},
         "optim": {"lr": 0.01, "warmup_steps": 3, "weight_decay": 0.1},
-        "train": {"steps": 20, "accumulate": 2, "log_every": 1},
+        "train": {"steps": 20, "accumulate": 2, "log_every": 1, "tensorboard": False},
         "ckpt": {"every_steps": 5},
     }
     for name, fields in sections.items():

@@ -120,7 +120,7 @@ def fit(
             sharding=batch_sharding(mesh, rules),
             manager=manager,
             view=view,
-            writer=MetricWriter(folder, first) if jax.process_index() == 0 else None,
+            writer=_writer(config, folder, first),
             hooks=hooks,
             earlier_seconds=seconds,
             ledger=ledger,
@@ -134,6 +134,12 @@ def fit(
         return FitResult(status, step, run.seconds, run.metrics, state, frozen, totals)
     finally:
         manager.close()
+
+
+def _writer(config: RunConfig, folder: Path, first: int) -> MetricWriter | None:
+    if jax.process_index() != 0:
+        return None
+    return MetricWriter(folder, first, config.train.tensorboard)
 
 
 def plan_state(config: RunConfig, model: ModelDef, mesh: Mesh | None = None) -> StatePlan:

@@ -5,27 +5,23 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class MetricWriter:
-    """Appends one JSON line a record and mirrors the numbers to TensorBoard.
+    """Appends one JSON line a record and, if asked to, mirrors the numbers to TensorBoard.
 
     On resume, records after the restored step are dropped: the steps will be run again, and a file
     whose last line was cut by a kill would not parse.
     """
 
-    def __init__(self, folder: Path, resume_step: int) -> None:
+    def __init__(self, folder: Path, resume_step: int, tensorboard: bool = True) -> None:
         """Opens the files of `folder`, keeping records up to `resume_step`."""
-        # Imported here because it imports torch where that is installed, which takes seconds: only
-        # the process that writes should pay.
-        from tensorboardX import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         _truncate(path, resume_step)
         self._file: TextIO = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._board = _board(folder / "tensorboard", resume_step + 1) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records the metrics after `step` updates; flushed, so that a kill loses nothing.
@@ -34,13 +30,23 @@ class MetricWriter:
         """
         self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Closes both files."""
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: Path, first_step: int) -> Any:
+    # Imported here because it imports torch where that is installed, which takes seconds: only
+    # the process that writes should pay.
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

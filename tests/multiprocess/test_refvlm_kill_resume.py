@@ -25,6 +25,7 @@ SMALL = {
     "optim.warmup_steps": 5,
     "train.steps": STEPS,
     "train.log_every": 1,
+    "train.tensorboard": False,
     "ckpt.every_steps": 2,
 }
 

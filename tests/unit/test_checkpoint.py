@@ -256,6 +256,12 @@ def test_metric_records_after_the_restored_step_are_dropped(tmp_path):
     writer.write(3, {"loss": 9.0})
     writer.close()
     assert losses(tmp_path) == {1: 0.5, 2: 1.0, 3: 9.0}
+    assert any((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_tensorboard_is_left_out_if_not_wanted(tmp_path):
+    MetricWriter(tmp_path, 0, tensorboard=False).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_changed_configuration_is_reported_on_resume(tmp_path, caplog):
