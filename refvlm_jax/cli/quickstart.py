@@ -112,7 +112,9 @@ def assess(config: RunConfig, workdir: Path, folders: Mapping[str, Path]) -> Non
     checkpoints, out = workdir / "checkpoints", workdir / "eval"
     params, majority = load_params(checkpoints), majority_answer(folders["train"])
     splits = {
-        name: evaluate(config, params, name, folders[name], out, majority=majority)
+        name: evaluate(
+            config, params, name, folders[name], out, majority=majority, tasks=asked(config, name)
+        )
         for name in HELD_OUT
     }
     fresh = {
@@ -135,6 +137,15 @@ def assess(config: RunConfig, workdir: Path, folders: Mapping[str, Path]) -> Non
     }
     write_html(workdir / "report.html", config, workdir, splits, seconds)
     write_json(workdir / "metrics.json", result)
+
+
+def asked(config: RunConfig, name: str) -> list[str]:
+    """Task ids asked of a held-out split: of unseen pairs only what has a headline number anywhere."""
+    from refvlm_jax.cli.evaluate import answerable
+
+    every = set(config.eval.tasks or answerable(config))
+    headline = {task for wanted in HEADLINE.values() for task, _ in wanted.values()}
+    return sorted(every if name == HELD_OUT[0] else every & headline)
 
 
 def _headline_tasks(name: str, split: Any) -> list[str]:
