@@ -6,7 +6,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/env.sh
 refvlm_env
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 run="${1:-runs/quickstart}"
 data="$run/vt_instruct"

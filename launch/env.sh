@@ -1,6 +1,9 @@
 # Sourced by the scripts beside it: makes `.venv` once, with the extras named in $1, and activates it.
 # A stamp with the hash of setup.py and the extras lets a second call return at once.
 
+# Large buffers come in huge pages, which saves XLA page faults with glibc and does nothing elsewhere.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+
 refvlm_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3.12 python3.11 python3; do

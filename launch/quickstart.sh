@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job end to end on a CPU: data, shards, training, evaluation, report.
-#   bash launch/quickstart.sh          the tiny recipe (about 25 minutes on two cores)
+#   bash launch/quickstart.sh          the tiny recipe
 #   bash launch/quickstart.sh --fast   the same path, much shorter, for a first look
 #   bash launch/quickstart.sh --config configs/shapes_small.py   a longer recipe, in runs/shapes_small
 #   bash launch/quickstart.sh --config configs/shapes_pose.py    adds joints and depth to the finished one
@@ -9,7 +9,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/env.sh
 refvlm_env
-# Huge pages for large buffers: a fifth less time a step with glibc, no effect elsewhere.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 exec python -m refvlm_jax.cli.main quickstart "$@"

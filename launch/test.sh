@@ -5,8 +5,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/env.sh
 refvlm_env dev
 export JAX_PLATFORMS=cpu
-# Huge pages for large buffers, as in quickstart.sh.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 echo "== ruff"
 ruff check .
 ruff format --check .

@@ -121,7 +121,7 @@ def assess(config: RunConfig, workdir: Path, folders: Mapping[str, Path]) -> Non
         name: evaluate(
             config, untrained(config), f"{name}_untrained", folders[name], out,
             limit=UNTRAINED_LIMIT,
-            tasks=_headline_tasks(name, splits[name]),
+            tasks=sorted(_headline_tasks(name) & splits[name].scores.keys()),
         )
         for name in HELD_OUT
     }  # fmt: skip
@@ -144,14 +144,12 @@ def asked(config: RunConfig, name: str) -> list[str]:
     from refvlm_jax.cli.evaluate import answerable
 
     every = set(config.eval.tasks or answerable(config))
-    headline = {task for wanted in HEADLINE.values() for task, _ in wanted.values()}
-    return sorted(every if name == HELD_OUT[0] else every & headline)
+    return sorted(every if name == HELD_OUT[0] else every & _headline_tasks(*HELD_OUT))
 
 
-def _headline_tasks(name: str, split: Any) -> list[str]:
-    """Tasks of a split that have a headline number."""
-    wanted = {task for task, _ in HEADLINE[name].values()}
-    return sorted(wanted & split.scores.keys() - {"all"})
+def _headline_tasks(*names: str) -> set[str]:
+    """Tasks that have a headline number on any of these splits."""
+    return {task for name in names for task, _ in HEADLINE[name].values()} - {"all"}
 
 
 def untrained(config: RunConfig) -> dict[str, Any]:

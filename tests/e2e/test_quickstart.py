@@ -9,7 +9,7 @@ import pytest
 
 from refvlm_jax.ckpt.manager import load_params
 from refvlm_jax.cli.main import main
-from refvlm_jax.cli.quickstart import quickstart
+from refvlm_jax.cli.quickstart import asked, quickstart
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.eval.records import read_predictions, read_truths
 
@@ -45,6 +45,14 @@ def finished(tmp_path_factory) -> Path:
     config = load_config(ROOT / "configs" / "shapes_tiny.py", SMALL)
     assert quickstart(config, workdir) == 0
     return workdir
+
+
+def test_unseen_pairs_are_asked_what_has_a_headline_number() -> None:
+    plain = load_config(ROOT / "configs" / "shapes_tiny.py")
+    assert {"T01", "T17"} < set(asked(plain, "val"))
+    assert asked(plain, "val_combos") == ["T03", "T13", "T17", "T18"]
+    chosen = load_config(ROOT / "configs" / "shapes_tiny.py", ("eval.tasks=('T01', 'T17')",))
+    assert asked(chosen, "val_combos") == ["T17"]
 
 
 def test_metrics_have_every_headline_number_and_its_baselines(finished: Path) -> None:

@@ -21,7 +21,7 @@ SMALL = {
     "data.merge": 1,
     "data.weights": {"T03": 1.0, "T17": 1.0},
     "data.opening_weights": {"T03": 1.0},
-    "data.opening_steps": 4,
+    "data.opening_steps": 7,
     "optim.warmup_steps": 5,
     "train.steps": STEPS,
     "train.log_every": 1,
