@@ -70,7 +70,7 @@ def evaluate(
     out: Path,
     *,
     majority: str | None = None,
-    limit: int | None = None,
+    limit: int | Mapping[str, int] | None = None,
     tasks: Sequence[str] = (),
 ) -> Split:
     """Answers and scores one held-out dataset; records stay in `out/name.*.jsonl`.
@@ -80,7 +80,7 @@ def evaluate(
 
     Args:
       majority: most frequent training answer, for the VQA baseline.
-      limit: questions a task, instead of `eval.limit`.
+      limit: questions a task, of every or by task id, instead of `eval.limit`.
       tasks: only these task ids, instead of `eval.tasks`; empty for all.
     """
     use_compile_cache()

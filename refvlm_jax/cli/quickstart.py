@@ -34,6 +34,8 @@ HEADLINE = {
     },
     "val_combos": {"rec_acc50_heldout_combos": ("T17", "acc50")},
 }
+BESIDE = 3
+"""Tasks without a headline number are asked this many times fewer questions."""
 UNTRAINED_LIMIT = 64
 """Questions a task for the untrained baseline, which always writes to the end of its room."""
 
@@ -113,10 +115,11 @@ def assess(config: RunConfig, workdir: Path, folders: Mapping[str, Path]) -> Non
     params, majority = load_params(checkpoints), majority_answer(folders["train"])
     splits = {
         name: evaluate(
-            config, params, name, folders[name], out, majority=majority, tasks=asked(config, name)
+            config, params, name, folders[name], out,
+            majority=majority, limit=questions(config, name), tasks=asked(config, name),
         )
         for name in HELD_OUT
-    }
+    }  # fmt: skip
     fresh = {
         name: evaluate(
             config, untrained(config), f"{name}_untrained", folders[name], out,
@@ -145,6 +148,13 @@ def asked(config: RunConfig, name: str) -> list[str]:
 
     every = set(config.eval.tasks or answerable(config))
     return sorted(every if name == HELD_OUT[0] else every & _headline_tasks(*HELD_OUT))
+
+
+def questions(config: RunConfig, name: str) -> dict[str, int]:
+    """Questions by task of a held-out split."""
+    most, headline = config.eval.limit, _headline_tasks(*HELD_OUT)
+    fewer = -(-most // BESIDE)
+    return {task: most if task in headline else fewer for task in asked(config, name)}
 
 
 def _headline_tasks(*names: str) -> set[str]:

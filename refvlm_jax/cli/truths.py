@@ -4,7 +4,7 @@ import base64
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ class Question:
         return f"{self.dialog.uid}#{self.number}" if self.number else self.dialog.uid
 
 
-def select(dialogs: Iterable[Dialog], limit: int) -> list[Question]:
-    """At most `limit` questions of each task (0 = all), chosen by a hash of the uid.
+def select(dialogs: Iterable[Dialog], limit: int | Mapping[str, int]) -> list[Question]:
+    """At most `limit` questions of each task (0 or not named = all), chosen by a hash of the uid.
 
     Every supervised turn is a question. The choice is the same on every machine and does not depend
     on the order of the records.
@@ -49,7 +49,8 @@ def select(dialogs: Iterable[Dialog], limit: int) -> list[Question]:
     chosen = []
     for task in sorted(by_task):
         ranked = sorted(by_task[task], key=lambda q: hashlib.sha256(q.uid.encode()).digest())
-        chosen += ranked[:limit] if limit else ranked
+        most = limit if isinstance(limit, int) else limit.get(task, 0)
+        chosen += ranked[:most] if most else ranked
     return chosen
 
 

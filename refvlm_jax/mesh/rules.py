@@ -109,6 +109,11 @@ def use_sharding(mesh: Mesh, rules: ShardingRules) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
+def is_divided() -> bool:
+    """Whether what is traced now runs on several devices."""
+    return (active := _ACTIVE.get()) is not None and active[0].size > 1
+
+
 def on_shards(
     run: Callable[..., jax.Array], inputs: Sequence[Axes], output: Axes
 ) -> Callable[..., jax.Array]:

@@ -19,10 +19,11 @@ from refvlm_jax.mesh import constrain
 from refvlm_jax.models.edits import Edit, Editor, Taps
 from refvlm_jax.models.llama_block import Attend, Block, Hidden, Keys, Queries
 from refvlm_jax.nn.attention import attention, causal_attention, causal_segment_mask
+from refvlm_jax.nn.contract import contract
 from refvlm_jax.nn.fused_attention import cudnn_attention, splash_attention
 from refvlm_jax.nn.norm import RMSNorm
 from refvlm_jax.nn.param import normal, param
-from refvlm_jax.nn.rotary import rotary_angles
+from refvlm_jax.nn.rotary import Rotation, rotation
 from refvlm_jax.nn.stack import Stack
 
 
@@ -53,9 +54,7 @@ def vocabulary_logits(
     hidden: Hidden, head: Float[Array, "D V"], vocab_size: int
 ) -> Float[Array, "B S V"]:
     """Scores of every token, in fp32; the least number there is past `vocab_size`."""
-    logits = jnp.einsum(
-        "bsd,dv->bsv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    logits = contract(hidden, head.astype(hidden.dtype), 1, jnp.float32)
     if vocab_size < head.shape[1]:
         # Masked rather than cut off: the length must go on dividing the mesh.
         token = jnp.arange(head.shape[1]) < vocab_size
@@ -109,7 +108,7 @@ class Llama(nnx.Module):
           edits: activations to read or change on the way (see `refvlm_jax.models.edits`).
         """
         mix = self._attention(positions, segment_ids, dialog_ids)
-        angles, editor = self._angles(positions), Editor(edits or (), self.config.layers)
+        rotary, editor = self._rotation(positions), Editor(edits or (), self.config.layers)
         taps: Taps = {}
 
         def attend(q: Queries, k: Keys, v: Keys) -> tuple[Queries, None]:
@@ -117,7 +116,7 @@ class Llama(nnx.Module):
 
         x = editor.apply("input_emb", None, embeddings, taps)
         for start, stop in editor.runs():
-            body = _edited_body(editor, start, angles, attend)
+            body = _edited_body(editor, start, rotary, attend)
             x, seen = self.blocks.scan(body, x, remat=self.config.remat, start=start, stop=stop)
             taps |= {name: value[0] for name, value in seen.items()}
         hidden = editor.apply("last_hidden", None, self.norm(x), taps)
@@ -142,8 +141,8 @@ class Llama(nnx.Module):
             return partial(cudnn_attention, mask=mask)
         return partial(causal_attention, mask=mask, block=c.attention_block)
 
-    def _angles(self, positions: Int[Array, "B S"]) -> Float[Array, "B S h"]:
-        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+    def _rotation(self, positions: Int[Array, "B S"]) -> Rotation:
+        return rotation(positions, self.config.head_dim, self.config.rope_theta)
 
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> KVCache:
         """An empty cache of `length` slots for `batch` rows."""
@@ -169,7 +168,7 @@ class Llama(nnx.Module):
         if size > slots:
             raise ValueError(f"prompts of {size} positions do not fit a cache of {slots} slots")
         mix = self._attention(positions, segment_ids, None)
-        angles = self._angles(positions)
+        rotary = self._rotation(positions)
 
         def attend(q: Queries, k: Keys, v: Keys) -> tuple[Queries, tuple[Keys, Keys]]:
             return mix(q, k, v), (
@@ -178,7 +177,7 @@ class Llama(nnx.Module):
             )
 
         def body(block: Block, x: Hidden, _: None) -> tuple[Hidden, tuple[Keys, Keys]]:
-            return block(x, angles, attend)
+            return block(x, rotary, attend)
 
         x, (keys, values) = self.blocks.scan(body, embeddings)
         cache = KVCache(
@@ -204,7 +203,7 @@ class Llama(nnx.Module):
         put = jax.lax.dynamic_update_slice_in_dim
         places = put(cache.positions, positions, slot, axis=1)
         valid = put(cache.valid, jnp.ones_like(positions, jnp.bool_), slot, axis=1)
-        mask, angles = valid, self._angles(positions)
+        mask, rotary = valid, self._rotation(positions)
         if self.config.sliding_window is not None:
             mask = valid & (positions - places < self.config.sliding_window)
 
@@ -220,7 +219,7 @@ class Llama(nnx.Module):
                 mixed = attention(q, stored_k[layer], stored_v[layer], mask[:, None, None])
                 return mixed, (stored_k, stored_v)
 
-            x, (keys, values) = block(x, angles, attend)
+            x, (keys, values) = block(x, rotary, attend)
             return (x, keys, values), None
 
         start = (embedding, cache.k, cache.v)
@@ -230,14 +229,14 @@ class Llama(nnx.Module):
 
 
 def _edited_body(
-    editor: Editor, layer: int, angles: Float[Array, "B S h"], attend: Attend
+    editor: Editor, layer: int, rotary: Rotation, attend: Attend
 ) -> Callable[[Block, Hidden, None], tuple[Hidden, Taps]]:
     """Scan body of a run of layers that starts at `layer`; only a run of one has edits."""
 
     def body(block: Block, x: Hidden, _: None) -> tuple[Hidden, Taps]:
         # Taps leave as results: a side effect would leak tracers out of scan and remat.
         seen: Taps = {}
-        x, _ = block(x, angles, attend, lambda site, v: editor.apply(site, layer, v, seen))
+        x, _ = block(x, rotary, attend, lambda site, v: editor.apply(site, layer, v, seen))
         return x, seen
 
     return body

@@ -15,7 +15,7 @@ from refvlm_jax.mesh import constrain
 from refvlm_jax.models.edits import Site
 from refvlm_jax.nn.norm import RMSNorm
 from refvlm_jax.nn.projection import Projection
-from refvlm_jax.nn.rotary import rotate
+from refvlm_jax.nn.rotary import Rotation, rotate
 
 Hidden = Float[Array, "B S D"]
 Queries = Float[Array, "B S H K"]
@@ -38,10 +38,10 @@ class Attention(nnx.Module):
         out_axes = ("heads", "head_dim", "embed")
         self.o = _projection("o", (h, k), (d,), out_axes, config, rngs, residual=True)
 
-    def qkv(self, x: Hidden, angles: Float[Array, "B S h"]) -> tuple[Queries, Keys, Keys]:
+    def qkv(self, x: Hidden, rotary: Rotation) -> tuple[Queries, Keys, Keys]:
         """Rotated queries and keys, and values."""
         q = constrain(self.q(x), "batch", "length", "act_heads", None)
-        return rotate(q, angles), rotate(self.k(x), angles), self.v(x)
+        return rotate(q, rotary), rotate(self.k(x), rotary), self.v(x)
 
 
 class FeedForward(nnx.Module):
@@ -71,14 +71,14 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Hidden,
-        angles: Float[Array, "B S h"],
+        rotary: Rotation,
         attend: Attend,
         hook: Hook = lambda site, x: x,
     ) -> tuple[Hidden, Any]:
         """Returns the block's output and whatever `attend` returns beside the attention result."""
         x = hook("block_in", x)
         with jax.named_scope("attn"):
-            mixed, extra = attend(*self.attn.qkv(self.attn_norm(x), angles))
+            mixed, extra = attend(*self.attn.qkv(self.attn_norm(x), rotary))
             x = x + hook("attn_out", self.attn.o(mixed))
         with jax.named_scope("mlp"):
             x = x + hook("ffn_out", self.mlp(self.mlp_norm(x)))

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-RECOMPUTED = "rematted_computation"
-"""Part of the name stack that JAX gives to what the backward pass computes again."""
+from refvlm_jax.nn.attention import RECOMPUTED
+
 _WRAPPER = re.compile(r"^(?:transpose|jvp|vmap|jit|checkpoint|remat)\((.*)\)$")
 _NOISE = {"", "jit", "while", "body", "cond", "checkpoint", "remat", RECOMPUTED, "closed_call"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from refvlm_jax.ckpt.manager import load_params
 from refvlm_jax.cli.main import main
-from refvlm_jax.cli.quickstart import asked, quickstart
+from refvlm_jax.cli.quickstart import asked, questions, quickstart
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.eval.records import read_predictions, read_truths
 
@@ -53,6 +53,16 @@ def test_unseen_pairs_are_asked_what_has_a_headline_number() -> None:
     assert asked(plain, "val_combos") == ["T03", "T13", "T17", "T18"]
     chosen = load_config(ROOT / "configs" / "shapes_tiny.py", ("eval.tasks=('T01', 'T17')",))
     assert asked(chosen, "val_combos") == ["T17"]
+
+
+def test_tasks_without_a_headline_number_are_asked_fewer_questions() -> None:
+    config = load_config(ROOT / "configs" / "shapes_tiny.py", ("eval.limit=10",))
+    found = questions(config, "val")
+    assert set(found) == set(asked(config, "val"))
+    assert {task for task, number in found.items() if number == 10} == {"T03", "T13", "T17", "T18"}
+    assert found["T01"] == 4
+    every = load_config(ROOT / "configs" / "shapes_tiny.py", ("eval.limit=0",))
+    assert set(questions(every, "val").values()) == {0}
 
 
 def test_metrics_have_every_headline_number_and_its_baselines(finished: Path) -> None:

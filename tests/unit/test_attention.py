@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refvlm_jax.nn.attention import attention, causal_attention, causal_segment_mask
-from refvlm_jax.nn.rotary import rotary_angles, rotate
+from refvlm_jax.nn.rotary import rotate, rotation
+from refvlm_jax.plan.flops import count_flops
 
 
 def qkv(heads: int, groups: int, scale: float = 1.0) -> list[np.ndarray]:
@@ -82,11 +83,10 @@ def test_causal_segment_mask_is_its_definition(segments: list[int], window: int 
 
 def test_rotary_turns_channel_i_with_channel_i_plus_half() -> None:
     x = np.random.default_rng(0).normal(size=(1, 3, 1, 4)).astype(np.float32)
-    angles = rotary_angles(jnp.array([[0, 1, 7]]), 4, theta=100.0)
-    np.testing.assert_allclose(angles[0], [[0, 0], [1, 0.1], [7, 0.7]], rtol=1e-6)
-    turned = np.asarray(rotate(x, angles))[0, :, 0]
+    turned = np.asarray(rotate(x, rotation(jnp.array([[0, 1, 7]]), 4, theta=100.0)))[0, :, 0]
+    angles = np.array([[0, 0], [1, 0.1], [7, 0.7]])
     # As complex numbers: channel i is the real part, channel i + K/2 the imaginary one.
-    want = (x[0, :, 0, :2] + 1j * x[0, :, 0, 2:]) * np.exp(1j * np.asarray(angles)[0])
+    want = (x[0, :, 0, :2] + 1j * x[0, :, 0, 2:]) * np.exp(1j * angles)
     np.testing.assert_allclose(turned, np.concatenate([want.real, want.imag], -1), atol=1e-6)
 
 
@@ -94,23 +94,63 @@ def test_rotary_scores_depend_on_distance_only() -> None:
     q, k = (np.random.default_rng(s).normal(size=(1, 1, 1, 8)).astype(np.float32) for s in (1, 2))
 
     def score(at: int, to: int) -> float:
-        turn = lambda x, p: rotate(x, rotary_angles(jnp.array([[p]]), 8, 1e4))  # noqa: E731
+        turn = lambda x, p: rotate(x, rotation(jnp.array([[p]]), 8, 1e4))  # noqa: E731
         return float((turn(q, at) * turn(k, to)).sum())
 
     np.testing.assert_allclose(score(9, 4), score(105, 100), atol=1e-4)
     assert abs(score(9, 4) - score(9, 5)) > 1e-3
 
 
+LENGTH = 10
+
+
+def packed() -> list[jax.Array]:
+    """Queries of four heads, keys and values of two, and the mask of packed, windowed rows."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    heads = [jax.random.normal(k, (2, LENGTH, n, 8)) for k, n in zip(keys, (4, 2, 2), strict=True)]
+    segments = jnp.array([[1] * 4 + [2] * 6, [1] * 7 + [0] * 3])
+    return [*heads, causal_segment_mask(segments, sliding_window=5)]
+
+
+def total(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, block: int) -> jax.Array:
+    return jnp.sin(causal_attention(q, k, v, mask, block=block).astype(jnp.float32)).sum()
+
+
 @pytest.mark.parametrize("block", [3, 4, 16])
 def test_blocks_of_queries_change_nothing_but_rounding(block: int) -> None:
-    keys = jax.random.split(jax.random.key(1), 3)
-    q = jax.random.normal(keys[0], (2, 10, 4, 8))
-    k, v = (jax.random.normal(key, (2, 10, 2, 8)) for key in keys[1:])
-    mask = causal_segment_mask(jnp.array([[1] * 4 + [2] * 6, [1] * 7 + [0] * 3]), sliding_window=5)
-
-    def total(q: jax.Array, k: jax.Array, v: jax.Array, block: int) -> jax.Array:
-        return jnp.sin(causal_attention(q, k, v, mask, block=block)).sum()
-
-    both = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)), static_argnums=3)
-    whole, parts = both(q, k, v, 0), both(q, k, v, block)
+    both = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)), static_argnums=4)
+    whole, parts = both(*packed(), 0), both(*packed(), block)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=2e-5), whole, parts)
+
+
+def test_blocks_of_bf16_are_as_good_as_the_whole() -> None:
+    *heads, mask = packed()
+    halves = [x.astype(jnp.bfloat16) for x in heads]
+    exact = jax.grad(total, (0, 1, 2))(*(x.astype(jnp.float32) for x in halves), mask, 0)
+    for block in (0, 4):
+        found = jax.grad(total, (0, 1, 2))(*halves, mask, block)
+        for gradient, want in zip(found, exact, strict=True):
+            assert gradient.dtype == jnp.bfloat16
+            error = np.abs(gradient.astype(jnp.float32) - want).max()
+            assert error < 0.02 * np.abs(want).max(), block
+
+
+def test_blocks_keep_no_scores() -> None:
+    *heads, mask = packed()
+    _, backward = jax.vjp(lambda q, k, v: causal_attention(q, k, v, mask, block=5), *heads)
+    kept = [x for x in jax.tree.leaves(backward) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert kept and not {x.shape[-2:] for x in kept} & {(5, 5), (5, LENGTH)}
+
+
+def test_products_of_the_backward_pass_are_counted_once() -> None:
+    """Scores are made again, which is no work of the model: 7 products in all, 6 without them."""
+    *heads, mask = packed()
+    q = heads[0]
+    pairs = 5 * 5 + 5 * LENGTH
+    product = 2 * q.shape[0] * q.shape[2] * pairs * q.shape[3]
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return causal_attention(q, k, v, mask, block=5).sum()
+
+    found = count_flops(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*heads).jaxpr)
+    assert (found.total, found.model) == (7 * product, 6 * product)

@@ -34,6 +34,8 @@ def test_every_supervised_turn_is_a_question() -> None:
         "toy/val/0/0", "toy/val/0/0#1", "toy/val/0/0#2", "toy/val/1/0",
     }  # fmt: skip
     assert len(select(_dialogs(), 2)) == 2
+    assert len(select(_dialogs(), {"T17": 1, "T03": 2})) == 1
+    assert len(select(_dialogs(), {"T03": 2})) == len(chosen)
     assert [q.uid for q in select(reversed(_dialogs()), 0)] == [q.uid for q in chosen]
 
 
