@@ -7,9 +7,6 @@
 # A second call resumes where the first stopped, or says that everything is done.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Beside a step of a small model, mapping and clearing its buffers takes long: glibc keeps them for the next.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:\
-glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184}"
 . launch/env.sh
 refvlm_env
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
