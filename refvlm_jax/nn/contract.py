@@ -48,12 +48,10 @@ def _forward(
 def _backward(rank: int, dtype: DTypeLike | None, saved: _Operands, g: Array) -> _Operands:
     x, kernel = saved
     outer = kernel.ndim - rank
-    to_x = (tuple(range(g.ndim - outer, g.ndim)), tuple(range(rank, kernel.ndim)))
-    return (
-        jax.lax.dot_general(g, kernel, (to_x, ((), ())), preferred_element_type=dtype)
-        .astype(x.dtype),
-        _to_kernel(x, g, x.ndim - rank, dtype).astype(kernel.dtype).reshape(kernel.shape),
-    )  # fmt: skip
+    axes = (tuple(range(g.ndim - outer, g.ndim)), tuple(range(rank, kernel.ndim)))
+    to_x = jax.lax.dot_general(g, kernel, (axes, ((), ())), preferred_element_type=dtype)
+    to_kernel = _to_kernel(x, g, x.ndim - rank, dtype).reshape(kernel.shape)
+    return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
 
 
 def _to_kernel(x: Array, g: Array, batch: int, dtype: DTypeLike | None) -> Array:
