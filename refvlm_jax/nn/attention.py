@@ -23,16 +23,9 @@ def attention(
 
     A query whose mask row is empty attends to everything equally: finite, and ignored by losses.
     """
-    b, s, h, d = q.shape
-    groups = k.shape[2]
-    scale = d**-0.5 if scale is None else scale
-    grouped = q.reshape(b, s, groups, h // groups, d)
-    # Asked of the product itself: a bf16 score cast afterwards would already be rounded.
-    scores = jnp.einsum("bsghk,btgk->bghst", grouped, k, preferred_element_type=jnp.float32) * scale
-    if mask is not None:
-        scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    scores = _masked_scores(q, k, mask, scale)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bghst,btgw->bsghw", weights, v).reshape(b, s, h, v.shape[-1])
+    return _ungrouped(jnp.einsum("bghst,btgw->bghsw", weights, v))
 
 
 def causal_attention(
@@ -110,12 +103,16 @@ def _block_backward(saved: _Saved, to_out: Array) -> tuple[Array, Array, Array, 
 _block.defvjp(_block_forward, _block_backward)
 
 
-def _masked_scores(q: Array, k: Array, mask: Array) -> Float[Array, "B G h S T"]:
+def _masked_scores(
+    q: Array, k: Array, mask: Array | None, scale: float | None = None
+) -> Float[Array, "B G h S T"]:
     """Scaled scores in fp32, the smallest number where the mask is False."""
-    scores = jnp.einsum(
-        "bghsk,btgk->bghst", _grouped(q, k.shape[2]), k, preferred_element_type=jnp.float32
-    )
-    return jnp.where(mask[:, :, None], scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    grouped, scale = _grouped(q, k.shape[2]), q.shape[-1] ** -0.5 if scale is None else scale
+    # Asked of the product itself: a bf16 score cast afterwards would already be rounded.
+    scores = jnp.einsum("bghsk,btgk->bghst", grouped, k, preferred_element_type=jnp.float32) * scale
+    if mask is None:
+        return scores
+    return jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
 
 
 def _grouped(x: Float[Array, "B S H K"], groups: int) -> Float[Array, "B G h S K"]:
