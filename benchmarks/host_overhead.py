@@ -30,9 +30,10 @@ from refvlm_jax.testing.tiny import random_batch, tiny_config
 from refvlm_jax.train.compile_cache import use_compile_cache
 from refvlm_jax.train.loop import fit, plan_state
 from refvlm_jax.train.model_def import define
+from refvlm_jax.train.packing import PackedRows, Packing, RowPacking
 from refvlm_jax.train.run import put_batch
 from refvlm_jax.train.state import initialize
-from refvlm_jax.train.step import make_train_step
+from refvlm_jax.train.step import make_packed_step
 
 GOAL_MS = 2.0
 WARM_UP = 10
@@ -86,18 +87,23 @@ def parts_ms(config: RunConfig, batch: Batch, repeats: int) -> dict[str, float]:
     mesh, rules = make_mesh(config.mesh), make_rules(config.mesh)
     plan = plan_state(config, define(partial(build_model, config)))
     state, frozen = initialize(plan, config.seed)
-    step = make_train_step(plan, task_of(config), config, mesh, rules)
+    packing, row_packing = Packing(plan.state), RowPacking(batch)
+    step = make_packed_step(plan, packing, task_of(config), config, mesh, rules)
     sharding = batch_sharding(mesh, rules)
-    on_device = put_batch(batch, sharding, ROWS)
-    held = [step(state, frozen, on_device)]
+
+    def put() -> PackedRows:
+        return put_batch(row_packing.pack(batch), sharding, ROWS)
+
+    on_device = put()
+    held = [step(packing.pack(state), frozen, on_device)]
 
     def dispatch() -> None:
         held[0] = step(held[0][0], frozen, on_device)
 
     parts = {"dispatch": mean_ms(dispatch, repeats)}
     jax.block_until_ready(held[0])
-    parts["put_batch"] = mean_ms(lambda: put_batch(batch, sharding, ROWS), repeats)
-    parts["fetch_metrics"] = mean_ms(lambda: jax.device_get(held[0][1]), repeats)
+    parts["put_batch"] = mean_ms(put, repeats)
+    parts["fetch_metrics"] = mean_ms(held[0][1].fetch, repeats)
     return parts
 
 

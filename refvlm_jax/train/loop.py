@@ -20,10 +20,11 @@ from refvlm_jax.train.metrics import MetricWriter, last_record
 from refvlm_jax.train.model_def import ModelDef, ModelFn, Params, define
 from refvlm_jax.train.nonfinite import TrainingError
 from refvlm_jax.train.optim import check_groups, check_trained, is_trainable, make_optimizer
+from refvlm_jax.train.packing import Packing
 from refvlm_jax.train.progress import ProgressView
 from refvlm_jax.train.run import Hook, Run
 from refvlm_jax.train.state import StatePlan, TrainState, build, initialize
-from refvlm_jax.train.step import make_train_step
+from refvlm_jax.train.step import make_packed_step
 from refvlm_jax.train.task import Task
 
 __all__ = ["CHECKPOINTS", "FitResult", "Hook", "Status", "TrainingError", "fit", "plan_state"]
@@ -113,10 +114,12 @@ def fit(
             view.say(f"already done: {first} of {config.train.steps} steps, nothing to train")
             done = meta.get("ledger", {})
             return FitResult(Status.ALREADY_DONE, first, seconds, {}, state, frozen, done)
+        packing = Packing(plan.state)
         run = Run(
             config=config,
             workdir=folder,
-            step_fn=make_train_step(plan, task, config, mesh, rules),
+            step_fn=make_packed_step(plan, packing, task, config, mesh, rules),
+            packing=packing,
             sharding=batch_sharding(mesh, rules),
             manager=manager,
             view=view,

@@ -18,10 +18,11 @@ from refvlm_jax.train.goodput import DeviceClock, Ledger
 from refvlm_jax.train.metrics import MetricWriter
 from refvlm_jax.train.model_def import Params
 from refvlm_jax.train.nonfinite import NonFinitePolicy, TrainingError
+from refvlm_jax.train.packing import Numbers, Packed, PackedRows, Packing, RowPacking
 from refvlm_jax.train.profiling import ProfileOnDemand
 from refvlm_jax.train.progress import ProgressView
 from refvlm_jax.train.state import TrainState
-from refvlm_jax.train.step import Metrics, StepFn
+from refvlm_jax.train.step import PackedStepFn
 from refvlm_jax.train.stop import StopRequest
 from refvlm_jax.train.utilisation import Utilisation
 from refvlm_jax.train.watchdog import Watchdog
@@ -48,7 +49,7 @@ class _Pending:
     """A dispatched step whose numbers are still on the devices."""
 
     step: int
-    metrics: Metrics
+    numbers: Numbers
     sample_ids: np.ndarray | None
 
 
@@ -58,7 +59,9 @@ class Run:
 
     config: RunConfig
     workdir: Path
-    step_fn: StepFn
+    step_fn: PackedStepFn
+    packing: Packing
+    """How `step_fn` wants the state."""
     sharding: NamedSharding
     manager: CheckpointManager
     view: ProgressView
@@ -75,6 +78,8 @@ class Run:
     _pending: _Pending | None = None
     _blocked_ms: float | None = None
     _programs: int = 0
+    _row_packings: dict[tuple[Any, ...], RowPacking] = field(default_factory=dict)
+    """By shapes of a batch."""
     _began: float = 0.0
     _tally: Callable[[], Mapping[str, int]] = dict
     """What the loader of this process has read and lost so far."""
@@ -110,11 +115,11 @@ class Run:
         self._tally = getattr(batches, "tally", dict)
         try:
             with StopRequest() as stop, self._watchdog:
-                state, step = self._loop(state, frozen, first, batches, stop)
+                packed, step = self._loop(self.packing.pack(state), frozen, first, batches, stop)
                 with self.ledger.spend("checkpoint"):
                     self.manager.wait()
             self._record_end(step)
-            return state, step, stop.signal_name
+            return self.packing.unpack(packed), step, stop.signal_name
         finally:
             self.view.close()
             self._profile.close()
@@ -126,25 +131,25 @@ class Run:
 
     def _loop(
         self,
-        state: TrainState,
+        state: Packed,
         frozen: Params,
         step: int,
         batches: Iterator[Any],
         stop: StopRequest,
-    ) -> tuple[TrainState, int]:
+    ) -> tuple[Packed, int]:
         total, every = self.config.train.steps, self.config.ckpt.every_steps
         batch, ids = self._next(batches, step)
         while True:
-            state, metrics = self._dispatch(step, state, frozen, batch)
+            state, numbers = self._dispatch(step, state, frozen, batch)
             step += 1
             if step < total:
                 batch, next_ids = self._next(batches, step)
             # The devices work on this step while the numbers of the one before are fetched.
             self._record_pending()
-            self._pending = _Pending(step, metrics, ids)
+            self._pending = _Pending(step, numbers, ids)
             ids = next_ids if step < total else None
             self._watchdog.beat(step)
-            self._profile.after(step, metrics["loss"])
+            self._profile.after(step, numbers.values)
             self._call_hooks(step, state, frozen)
             stopping = stop.asked(step) or step == total
             if stopping or step % every == 0:
@@ -153,16 +158,16 @@ class Run:
                 return state, step
 
     def _dispatch(
-        self, step: int, state: TrainState, frozen: Params, batch: Any
-    ) -> tuple[TrainState, Metrics]:
+        self, step: int, state: Packed, frozen: Params, batch: PackedRows
+    ) -> tuple[Packed, Numbers]:
         """Hands one step to the devices; compiling it, and any shape that changed, is said aloud."""
         began = time.perf_counter()
         if news := self._utilisation.add(self.step_fn, state, frozen, batch):
             self.view.say(news)
         # Anything that slips to or from the host unasked would stall every step.
         with jax.transfer_guard("disallow"):
-            state, metrics = self.step_fn(state, frozen, batch)
-        self._devices.expect(metrics["loss"])
+            state, numbers = self.step_fn(state, frozen, batch)
+        self._devices.expect(numbers.values)
         if (programs := _programs(self.step_fn)) != self._programs:
             self.ledger.move(time.perf_counter() - began, "step", "compile")
             if self._programs > len(self.config.data.buckets):  # one program a length
@@ -172,9 +177,9 @@ class Run:
                     step + 1,
                 )
             self._programs = programs
-        return state, metrics
+        return state, numbers
 
-    def _next(self, batches: Iterator[Any], step: int) -> tuple[Any, np.ndarray | None]:
+    def _next(self, batches: Iterator[Any], step: int) -> tuple[PackedRows, np.ndarray | None]:
         """The batch of the update after `step` on the devices, and its sample ids on the host."""
         began = time.perf_counter()
         with self.ledger.spend("input"):
@@ -189,15 +194,24 @@ class Run:
         # While the devices had work, nothing was lost by waiting.
         hidden = (ended if idle is None else max(idle, began)) - began
         self.ledger.move(min(hidden, ended - began), "input", "step")
+        return self._put(host), getattr(host, "sample_id", None)
+
+    def _put(self, batch: Any) -> PackedRows:
+        """A host batch on the devices, packed."""
         rows = self.config.data.batch_size
-        return put_batch(host, self.sharding, rows), getattr(host, "sample_id", None)
+        shapes = tuple(array.shape for array in jax.tree.leaves(batch))
+        packing = self._row_packings.get(shapes)
+        if packing is None:
+            _check_rows(batch, rows)
+            packing = self._row_packings[shapes] = RowPacking(batch)
+        return put_batch(packing.pack(batch), self.sharding, rows)
 
     def _record_pending(self) -> None:
         """Fetches and records the numbers of the last dispatched step."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        fetched = {k: float(v) for k, v in jax.device_get(pending.metrics).items()}
+        fetched = pending.numbers.fetch()
         values = self._policy.judge(pending.step, fetched, pending.sample_ids)
         rates = self.view.advance(pending.step)
         every, total = self.config.train.log_every, self.config.train.steps
@@ -230,16 +244,16 @@ class Run:
         if self.writer is not None:
             self.writer.write(step, values)
 
-    def _call_hooks(self, step: int, state: TrainState, frozen: Params) -> None:
+    def _call_hooks(self, step: int, state: Packed, frozen: Params) -> None:
         for hook in self.hooks:
             if hook.due(step, self.config.train.steps):
                 self._record_pending()
                 with self.ledger.spend("evaluate"):
-                    values = dict(hook.run(step, state, frozen))
+                    values = dict(hook.run(step, self.packing.unpack(state), frozen))
                 if values:
                     self._record(step, values)
 
-    def _save(self, step: int, state: TrainState, frozen: Params) -> None:
+    def _save(self, step: int, state: Packed, frozen: Params) -> None:
         # Checks this step's numbers first: a state that went bad must never be saved.
         self._record_pending()
         meta = {
@@ -250,17 +264,14 @@ class Run:
             "skipped_updates": self._policy.skipped,
         }
         with self.ledger.spend("checkpoint"):
-            self._blocked_ms = 1000 * self.manager.save(step, state, frozen, meta)
+            whole = self.packing.unpack(state)
+            self._blocked_ms = 1000 * self.manager.save(step, whole, frozen, meta)
 
 
 def put_batch(batch: Any, sharding: NamedSharding, rows: int) -> Any:
     """Host arrays with this process's rows as global arrays of `rows` rows."""
+    _check_rows(batch, rows)
     if jax.process_count() == 1:
-        for array in jax.tree.leaves(batch):
-            if len(array) != rows:
-                raise ValueError(
-                    f"a batch has {len(array)} rows, expected data.batch_size = {rows}"
-                )
         # One call for all arrays: a fraction of the host time of placing them one by one.
         return jax.device_put(batch, sharding)
 
@@ -270,7 +281,17 @@ def put_batch(batch: Any, sharding: NamedSharding, rows: int) -> Any:
     return jax.tree.map(put, batch)
 
 
-def _programs(step_fn: StepFn) -> int:
+def _check_rows(batch: Any, rows: int) -> None:
+    """Raises ValueError where one process, which holds all `rows`, has an array with fewer or more."""
+    if jax.process_count() == 1:
+        for array in jax.tree.leaves(batch):
+            if len(array) != rows:
+                raise ValueError(
+                    f"a batch has {len(array)} rows, expected data.batch_size = {rows}"
+                )
+
+
+def _programs(step_fn: PackedStepFn) -> int:
     """How many programs a compiled function holds, 1 where it does not say."""
     count = getattr(step_fn, "_cache_size", None)
     return int(count()) if callable(count) else 1

@@ -15,11 +15,13 @@ from refvlm_jax.config.schema import RunConfig, TrainConfig
 from refvlm_jax.mesh.rules import ShardingRules, constrain, use_sharding
 from refvlm_jax.train.model_def import Params, is_constant
 from refvlm_jax.train.optim import make_schedule
+from refvlm_jax.train.packing import Numbers, Packed, PackedRows, Packing
 from refvlm_jax.train.state import StatePlan, TrainState, shardings_of
 from refvlm_jax.train.task import Sums, Task, loss_scales
 
 Metrics = dict[str, Float[Array, ""]]
 StepFn = Callable[[TrainState, Params, Any], tuple[TrainState, Metrics]]
+PackedStepFn = Callable[[Packed, Params, PackedRows], tuple[Packed, Numbers]]
 
 
 def cast_params(params: Params, config: TrainConfig) -> Params:
@@ -49,6 +51,37 @@ def make_train_step(
     `count/<term>`, `grad_norm` (before clipping) and `lr`. Under `train.nonfinite = "skip"` a step
     whose loss or gradient is not finite advances the step number and changes nothing else.
     """
+    step = _step_function(plan, task, config, mesh, rules)
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(plan.state), whole))
+
+
+def make_packed_step(
+    plan: StatePlan,
+    packing: Packing,
+    task: Task,
+    config: RunConfig,
+    mesh: Mesh,
+    rules: ShardingRules,
+) -> PackedStepFn:
+    """The step of `make_train_step` over few arrays: what the training loop dispatches.
+
+    Args:
+      packing: of `plan.state`.
+    """
+    step = _step_function(plan, task, config, mesh, rules)
+
+    def packed_step(state: Packed, frozen: Params, rows: PackedRows) -> tuple[Packed, Numbers]:
+        after, metrics = step(packing.unpack(state), frozen, rows.packing.unpack(rows))
+        return packing.pack(after), Numbers.of(metrics)
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(packed_step, donate_argnums=0, out_shardings=(packing.shardings, whole))
+
+
+def _step_function(
+    plan: StatePlan, task: Task, config: RunConfig, mesh: Mesh, rules: ShardingRules
+) -> StepFn:
     schedule = make_schedule(config.optim, config.train.steps)
 
     def step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, Metrics]:
@@ -66,8 +99,7 @@ def make_train_step(
             params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(plan.state), whole))
+    return step
 
 
 def _gradients(

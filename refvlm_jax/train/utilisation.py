@@ -11,7 +11,7 @@ import jax
 
 from refvlm_jax.plan.flops import Flops, count_flops
 from refvlm_jax.plan.pods import Device, reported_device
-from refvlm_jax.train.step import StepFn
+from refvlm_jax.train.step import PackedStepFn, StepFn
 
 RULE = (
     "MFU and HFU: products and convolutions of the step's equations, attention as computed, "
@@ -34,7 +34,9 @@ class Utilisation:
         self._steps = 0
         self._model = self._total = 0.0
 
-    def add(self, step_fn: StepFn, state: Any, frozen: Any, batch: Any) -> str | None:
+    def add(
+        self, step_fn: StepFn | PackedStepFn, state: Any, frozen: Any, batch: Any
+    ) -> str | None:
         """Counts a step that is about to be dispatched; what is worth saying about a new program."""
         shape = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         news = None
