@@ -38,6 +38,7 @@ class Packing:
 
     def __init__(self, abstract: Any, small_bytes: int = SMALL_BYTES) -> None:
         """Plans for trees like `abstract`: `jax.ShapeDtypeStruct` leaves with shardings."""
+        self._tree: Any  # jax gives its type of trees no methods
         self._leaves, self._tree = jax.tree.flatten(abstract)
         whole = [leaf.sharding.is_fully_replicated for leaf in self._leaves]
         sizes = [leaf.size * leaf.dtype.itemsize for leaf in self._leaves]
@@ -77,7 +78,7 @@ class Packing:
         return {d: jnp.concatenate([x.reshape(-1) for x in part]) for d, part in parts.items()}
 
     def _pieces(self, vectors: Mapping[str, Array]) -> dict[int, Array]:
-        found = {}
+        found: dict[int, Array] = {}
         for dtype, part in self._small.items():
             shapes = [self._leaves[i].shape for i in part]
             ends = np.cumsum([math.prod(shape) for shape in shapes])
@@ -91,6 +92,7 @@ class RowPacking:
 
     def __init__(self, batch: Any, small_bytes: int = SMALL_BYTES) -> None:
         """Plans for batches like `batch`: NumPy arrays that all have the same number of rows."""
+        self._tree: Any
         leaves, self._tree = jax.tree.flatten(batch)
         self._forms = [(array.shape[1:], array.dtype) for array in leaves]
         packed = [array.nbytes <= small_bytes * len(array) for array in leaves]

@@ -11,7 +11,6 @@ import jax
 
 from refvlm_jax.plan.flops import Flops, count_flops
 from refvlm_jax.plan.pods import Device, reported_device
-from refvlm_jax.train.step import PackedStepFn, StepFn
 
 RULE = (
     "MFU and HFU: products and convolutions of the step's equations, attention as computed, "
@@ -34,15 +33,14 @@ class Utilisation:
         self._steps = 0
         self._model = self._total = 0.0
 
-    def add(
-        self, step_fn: StepFn | PackedStepFn, state: Any, frozen: Any, batch: Any
-    ) -> str | None:
-        """Counts a step that is about to be dispatched; what is worth saying about a new program."""
-        shape = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+    def add(self, step_fn: Any, state: Any, frozen: Any, batch: Any) -> str | None:
+        """Counts a jitted step about to be dispatched; what is worth saying about a new program."""
+        leaves, tree = jax.tree.flatten(batch)
+        shape = (tree, *(leaf.shape for leaf in leaves))
         news = None
         if shape not in self._known:
             # The very trace that the call below uses; nothing is traced twice.
-            trace = step_fn.trace(state, frozen, batch)  # type: ignore[attr-defined]
+            trace = step_fn.trace(state, frozen, batch)
             self._known[shape] = count_flops(trace.jaxpr.jaxpr)
             news = self._said(self._known[shape])
         self._steps += 1
