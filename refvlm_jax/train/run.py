@@ -79,7 +79,7 @@ class Run:
     _blocked_ms: float | None = None
     _programs: int = 0
     _row_packings: dict[tuple[Any, ...], RowPacking] = field(default_factory=dict)
-    """By shapes of a batch."""
+    """By structure, shapes and dtypes of a batch."""
     _began: float = 0.0
     _tally: Callable[[], Mapping[str, int]] = dict
     """What the loader of this process has read and lost so far."""
@@ -199,11 +199,12 @@ class Run:
     def _put(self, batch: Any) -> PackedRows:
         """A host batch on the devices, packed."""
         rows = self.config.data.batch_size
-        shapes = tuple(array.shape for array in jax.tree.leaves(batch))
-        packing = self._row_packings.get(shapes)
+        leaves, tree = jax.tree.flatten(batch)
+        form = (tree, *((array.shape, array.dtype) for array in leaves))
+        packing = self._row_packings.get(form)
         if packing is None:
             _check_rows(batch, rows)
-            packing = self._row_packings[shapes] = RowPacking(batch)
+            packing = self._row_packings[form] = RowPacking(batch)
         return put_batch(packing.pack(batch), self.sharding, rows)
 
     def _record_pending(self) -> None:
