@@ -25,6 +25,8 @@ _ENVIRONMENT = {
     # Warnings are read: `plan.lint.rematerialisations`.
     "TF_CPP_MIN_LOG_LEVEL": "1",
 }
+_UNTUNED = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+"""Tuning kernels needs the GPU itself, and Triton finds no tiles for some products untuned."""
 
 
 def make_plan(
@@ -54,9 +56,8 @@ def make_plan(
         )
         environment = {**os.environ, **_ENVIRONMENT}
         if pod.device.platform == "cuda":
-            # Tuning kernels needs the GPU itself.
             flags = environment.get("XLA_FLAGS", "")
-            environment["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
+            environment["XLA_FLAGS"] = f"{_UNTUNED} {flags}".strip()
         command = [sys.executable, "-m", "refvlm_jax.plan.worker", str(request), str(answer)]
         status, log = _run(command, environment, verbose)
         if not answer.exists():
