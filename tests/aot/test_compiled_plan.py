@@ -21,6 +21,9 @@ SMALL = [
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="the CUDA plugin is not installed"
+)
 pytestmark = pytest.mark.slow
 
 
@@ -32,6 +35,14 @@ def test_a_tiny_run_is_compiled_for_tpus() -> None:
     ops = {op["op"]: op for op in found["collectives"]["ops"]}
     assert ops["all-gather"]["axes"] == ["fsdp"] and ops["all-gather"]["payload_bytes"] > 0
     assert 0 < found["time"]["mfu_bound"]["value"] <= 1
+
+
+@needs_cuda
+def test_a_tiny_run_is_compiled_for_gpus() -> None:
+    kept = [field for field in SMALL if field != "model.box=None"]
+    found = make_plan(load_config(RECIPE, kept), parse_pod("h100-8"))
+    assert found["fits"] and found["method"] == "compiled" and found["devices"] == 8
+    assert {"all-gather"} <= {op["op"] for op in found["collectives"]["ops"]}
 
 
 def test_the_command_prints_json_and_says_no_with_its_status(
