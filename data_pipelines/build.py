@@ -121,8 +121,8 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _bytes(job: Job) -> int:
-    """Size of the native file of a job, which says how long it takes; 0 where there is none."""
-    return next(iter(_stamp(Path(job.recipe.entries[job.number].file))), 0)
+    """Size of the native file of a job, a guess at how long it takes; 0 where there is none."""
+    return sum(_stamp(Path(job.recipe.entries[job.number].file))[:1])
 
 
 def _run(jobs: Sequence[Job], workers: int, progress: bool) -> None:

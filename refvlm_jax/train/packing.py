@@ -40,12 +40,11 @@ class Packing:
         """Plans for trees like `abstract`: `jax.ShapeDtypeStruct` leaves with shardings."""
         self._tree: Any  # jax gives its type of trees no methods
         self._leaves, self._tree = jax.tree.flatten(abstract)
-        whole = [leaf.sharding.is_fully_replicated for leaf in self._leaves]
-        sizes = [leaf.size * leaf.dtype.itemsize for leaf in self._leaves]
         self._small: dict[str, list[int]] = {}
         self._others: list[int] = []
         for index, leaf in enumerate(self._leaves):
-            if whole[index] and sizes[index] <= small_bytes:
+            is_small = leaf.size * leaf.dtype.itemsize <= small_bytes
+            if is_small and leaf.sharding.is_fully_replicated:
                 self._small.setdefault(leaf.dtype.name, []).append(index)
             else:
                 self._others.append(index)
