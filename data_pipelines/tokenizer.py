@@ -17,6 +17,8 @@ from refvlm_jax.trp.tokens import SPECIAL_TOKENS
 BUNDLED = Path(__file__).parent / "assets" / "tokenizer"
 _PAD, _BOS, _EOS = _CONTROL = ("<pad>", "<s>", "</s>")
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_REMEMBERED = 50_000  # short texts whose ids are kept: questions and short answers come again
+_SHORT = 300  # characters
 
 
 class TokenizerError(ValueError):
@@ -39,13 +41,19 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._remembered: dict[str, tuple[int, ...]] = {}
         self.bos_id, self.eos_id = self.id_of(bos), self.id_of(eos)
         self.pad_id = 0 if pad is None else self.id_of(pad)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, nothing added at either end."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        ids = self._remembered.get(text)
+        if ids is None:
+            ids = tuple(self._backend.encode(text, add_special_tokens=False).ids)
+            if len(text) <= _SHORT and len(self._remembered) < _REMEMBERED:
+                self._remembered[text] = ids
+        return list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included; ids outside the vocabulary are left out."""

@@ -57,6 +57,22 @@ def test_nothing_is_added_at_the_ends(any_tokenizer):
     assert any_tokenizer.encode("") == []
 
 
+def test_ids_that_were_changed_by_a_caller_come_back_unchanged(any_tokenizer):
+    ids = any_tokenizer.encode("a red dog")
+    expected = list(ids)
+    ids.append(0)
+    assert any_tokenizer.encode("a red dog") == expected
+
+
+def test_only_a_bounded_number_of_short_texts_is_remembered(any_tokenizer, monkeypatch):
+    monkeypatch.setattr("data_pipelines.tokenizer._REMEMBERED", 3)
+    monkeypatch.setattr(any_tokenizer, "_remembered", {})
+    texts = ["a", "b", "c", "d", "long " * 100]
+    fresh = [any_tokenizer.encode(text) for text in texts]
+    assert [any_tokenizer.encode(text) for text in texts] == fresh
+    assert set(any_tokenizer._remembered) == {"a", "b", "c"}
+
+
 def test_every_wire_phrase_is_one_id(any_tokenizer):
     for phrase in WIRE_PHRASES:
         assert len(any_tokenizer.encode(phrase)) == 1, phrase
