@@ -1,10 +1,9 @@
 """Lower bounds on the time of a step from peak speeds: products, memory, links and network."""
 
 import dataclasses
-import math
 
 from refvlm_jax.mesh.rules import MESH_AXES
-from refvlm_jax.plan.hlo import Collectives
+from refvlm_jax.plan.hlo import Collective, Collectives
 from refvlm_jax.plan.pods import Pod
 
 
@@ -43,27 +42,35 @@ def communication(found: Collectives, pod: Pod, mesh_shape: dict[str, int]) -> d
     """Seconds a step of the collectives by `links` and `network`."""
     seconds = {"links": 0.0, "network": 0.0}
     for op in found.ops:
-        far = leaves_slice(op.axes, pod, mesh_shape)
-        if not far:
-            seconds["links"] += op.moved / link_speed(op.size, pod)
-        elif pod.device.platform == "cuda":
-            # A node's network cards share what its GPUs all need; the rest stays on NVLink.
-            nodes = math.ceil(op.size / pod.local)
-            share = (nodes - 1) / nodes if nodes > 1 else 1.0
-            seconds["network"] += op.moved * share / (pod.device.network * pod.local)
-        else:
-            seconds["network"] += op.moved / pod.device.network
+        inside = min(op.size, members_inside(op.axes, pod, mesh_shape))
+        network = _over_network(op, inside)
+        seconds["network"] += network / pod.device.network
+        seconds["links"] += (op.moved - network) / link_speed(inside, pod)
     return seconds
 
 
-def leaves_slice(axes: tuple[str, ...], pod: Pod, mesh_shape: dict[str, int]) -> bool:
-    """Whether a group along these mesh axes spans slices or nodes; inner axes are neighbours."""
-    reach = 1
+def members_inside(axes: tuple[str, ...], pod: Pod, mesh_shape: dict[str, int]) -> int:
+    """How many members of a group along these mesh axes share a slice or node.
+
+    Neighbours along the inner axes are neighbours in it.
+    """
+    stride, inside = 1, 1
     for axis in reversed(MESH_AXES):
-        reach *= mesh_shape[axis]
-        if axis in axes and mesh_shape[axis] > 1 and reach > pod.local:
-            return True
-    return False
+        if axis in axes:
+            inside *= max(1, min(mesh_shape[axis], pod.local // stride))
+        stride *= mesh_shape[axis]
+    return inside
+
+
+def _over_network(op: Collective, inside: int) -> float:
+    """Bytes a step that a device receives over the network, `inside` of its group being near."""
+    if inside >= op.size:
+        return 0.0
+    if op.op == "collective-permute":
+        return op.moved  # all hops wait for the slowest
+    far = op.moved * (op.size - inside) / (op.size - 1)
+    # What all members need enters a slice or node once, a part through each of them.
+    return far if op.op == "all-to-all" else far / inside
 
 
 def link_speed(size: int, pod: Pod) -> float:

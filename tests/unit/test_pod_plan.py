@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.schema import DataConfig, MeshConfig, RunConfig
+from refvlm_jax.mesh.rules import MESH_AXES
 from refvlm_jax.plan.compile import (
     PlanError,
     described_devices,
@@ -17,10 +18,10 @@ from refvlm_jax.plan.compile import (
     read_out_of_memory,
 )
 from refvlm_jax.plan.flops import count_flops, scopes
-from refvlm_jax.plan.hlo import collectives, rematerialisations
+from refvlm_jax.plan.hlo import Collective, Collectives, collectives, rematerialisations
 from refvlm_jax.plan.liveness import peak_of
 from refvlm_jax.plan.pods import device_table, parse_pod
-from refvlm_jax.plan.roofline import communication, leaves_slice, link_speed
+from refvlm_jax.plan.roofline import communication, link_speed, members_inside
 from refvlm_jax.plan.search import COMPILES, search
 
 
@@ -197,12 +198,38 @@ def test_links_and_network() -> None:
     shape = {"replica": 2, "fsdp": 4, "seq": 1, "tensor": 1}
     found = collectives(HLO, {"replica": 2, "fsdp": 4})
     one, two = parse_pod("v5e-8"), dataclasses.replace(parse_pod("v5e-4"), slices=2)
-    assert not leaves_slice(("replica",), one, shape) and leaves_slice(("replica",), two, shape)
-    assert not leaves_slice(("fsdp",), two, shape)
+    assert members_inside(("replica",), one, shape) == 2
+    assert members_inside(("replica",), two, shape) == 1
+    assert members_inside(("fsdp",), two, shape) == members_inside(MESH_AXES, two, shape) == 4
     assert communication(found, one, shape)["network"] == 0
     assert communication(found, two, shape)["network"] > 0
     # 256 chips close their rings in both dimensions, 64 chips in none.
     assert link_speed(256, parse_pod("v5e-256")) == 2 * link_speed(64, parse_pod("v5e-64"))
+
+
+@pytest.mark.parametrize(
+    ("op", "axes", "size", "network", "links"),
+    [
+        # 16 members of 2 nodes: half of the array comes from afar, an eighth of that to each GPU.
+        ("all-gather", ("replica", "fsdp"), 16, 8 / 8, 15 - 8 / 8),
+        # One member a node: its own card brings everything.
+        ("all-gather", ("replica",), 2, 8, 0),
+        ("all-reduce", ("replica",), 2, 16, 0),
+        # Nobody else wants what an all-to-all brings.
+        ("all-to-all", ("replica", "fsdp"), 16, 8, 7),
+        ("collective-permute", ("replica", "fsdp"), 16, 16, 0),
+        ("all-gather", ("fsdp",), 8, 0, 14),
+    ],
+)
+def test_cards_of_a_node_share_what_all_its_gpus_need(
+    op: str, axes: tuple[str, ...], size: int, network: float, links: float
+) -> None:
+    pod = parse_pod("h100-2x8")
+    shape = {"replica": 2, "fsdp": 8, "seq": 1, "tensor": 1}
+    found = Collectives((Collective(op, axes, size, 1, 16.0),), 0)
+    seconds = communication(found, pod, shape)
+    assert seconds["network"] * pod.device.network == pytest.approx(network)
+    assert seconds["links"] * pod.device.link == pytest.approx(links)
 
 
 def test_liveness_counts_what_must_be_kept() -> None:
