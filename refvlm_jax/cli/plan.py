@@ -5,6 +5,8 @@ Nothing of the described hardware is needed: its compiler runs here, on shapes o
 
 import argparse
 import json
+import shlex
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -67,7 +69,7 @@ def _search(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, 
         return make_plan(candidate, pod, analytic=analytic or args.analytic, verbose=args.verbose)
 
     choice = search(config, pod, planner)
-    return {**choice.plan, "patch": choice.patch, "tried": [list(t) for t in choice.tried]}
+    return {**choice.plan, "patch": choice.patch, "tried": [asdict(t) for t in choice.tried]}
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -77,7 +79,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     for warning in found["warnings"]:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     if "patch" in found:
-        console.print("patch: " + " ".join(f"{k}={v}" for k, v in found["patch"].items()))
+        console.print(_trials(found["tried"]))
+        console.print(f"patch: {_patch(found['patch'])}", soft_wrap=True)
     console.print(_values("memory a device", found["memory"]))
     console.print(_tensors(found["largest"]))
     console.print(_values("products a step and device", found["flops"]))
@@ -86,6 +89,20 @@ def show(found: dict[str, Any], console: Console) -> None:
     for title in ("time", "data", "cost"):
         if found[title]:
             console.print(_values(title, found[title]))
+
+
+def _patch(patch: dict[str, Any]) -> str:
+    """A patch as arguments of a command line."""
+    fields = (shlex.quote(f"{name}={value}") for name, value in patch.items())
+    return " ".join(fields) or "none, the recipe as it is"
+
+
+def _trials(trials: list[dict[str, Any]]) -> Table:
+    table = Table("patch", "verdict", "step", title="compiled", title_justify="left")
+    for trial in trials:
+        step = "" if trial["seconds"] is None else _readable(trial["seconds"], "s")
+        table.add_row(_patch(trial["patch"]), trial["verdict"].split(";")[0], step)
+    return table
 
 
 def _values(title: str, section: dict[str, Any]) -> Table:

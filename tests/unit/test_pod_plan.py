@@ -298,3 +298,23 @@ def test_the_search_compiles_few_and_returns_a_patch() -> None:
     assert found.plan["fits"] and calls["compiles"] == len(found.tried) <= COMPILES
     with pytest.raises(ConfigError, match=r"Lower data\.batch_size"):
         search(config, parse_pod("v5e-8"), fake_planner(limit=0.1)[0])
+
+
+def test_the_search_believes_the_compiler_about_communication() -> None:
+    config = RunConfig(name="r", data=DataConfig(batch_size=64), mesh=MeshConfig(preset="fsdp"))
+    fake, _ = fake_planner(limit=100)
+
+    def planner(candidate: RunConfig, analytic: bool) -> dict:
+        found = fake(candidate, analytic)
+        # Gathering over the whole pod takes long, which only the compiled program tells.
+        gathers = 0.0 if analytic or candidate.mesh.shape[3] == 2 else 5.0
+        tensor = candidate.mesh.shape[3] - 1
+        found["time"]["step_serial"]["value"] += gathers - tensor * 0.999
+        return found
+
+    found = search(config, parse_pod("v5e-8"), planner)
+    assert found.patch["mesh.preset"] == "fsdp_tp" and found.patch["mesh.shape"][3] == 2
+    assert found.plan["time"]["step_serial"]["value"] == min(t.seconds for t in found.tried)
+    # Where one micro-batch fits, two of them are not compiled.
+    kinds = [{**t.patch, "train.accumulate": 1} for t in found.tried]
+    assert all(kind not in kinds[:number] for number, kind in enumerate(kinds))
