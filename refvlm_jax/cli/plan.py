@@ -63,10 +63,15 @@ def _plan(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, An
 
 
 def _search(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, Any]:
-    from refvlm_jax.plan.search import search
+    from refvlm_jax.plan.search import patch_of, search
+
+    console = Console(stderr=True)
 
     def planner(candidate: RunConfig, analytic: bool) -> dict[str, Any]:
-        return make_plan(candidate, pod, analytic=analytic or args.analytic, verbose=args.verbose)
+        analytic = analytic or args.analytic
+        doing = f"{'estimating' if analytic else 'compiling'} {_patch(patch_of(config, candidate))}"
+        with console.status(doing):
+            return make_plan(candidate, pod, analytic=analytic, verbose=args.verbose)
 
     choice = search(config, pod, planner)
     return {**choice.plan, "patch": choice.patch, "tried": [asdict(t) for t in choice.tried]}

@@ -14,6 +14,7 @@ from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.resolve import diff
 from refvlm_jax.config.schema import MeshConfig, RunConfig
 from refvlm_jax.plan.pods import Pod
+from refvlm_jax.plan.program import planned_shards
 
 COMPILES = 6
 """Candidates that are compiled, at most."""
@@ -129,7 +130,8 @@ def _seconds(found: dict[str, Any]) -> float:
 
 def _possible(config: RunConfig, pod: Pod) -> Iterator[RunConfig]:
     for candidate in candidates(config, pod):
-        if candidate.data.batch_size % (candidate.train.accumulate * pod.slices) == 0:
+        parts = candidate.train.accumulate * planned_shards(candidate, pod.devices)
+        if candidate.data.batch_size % parts == 0:
             yield candidate
 
 

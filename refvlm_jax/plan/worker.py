@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from refvlm_jax.config.errors import ConfigError
 from refvlm_jax.config.resolve import resolve, to_dict
 from refvlm_jax.config.schema import RunConfig
 from refvlm_jax.plan.hlo import rematerialisations
@@ -40,6 +41,7 @@ def make_plan(
     """Plans in a new process; see `plan.report.plan` for the answer.
 
     Raises:
+      ConfigError: the configuration does not suit the pod, with the remedy.
       ValueError: the plan cannot be made, with the remedy.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +69,8 @@ def make_plan(
                 f"{lines[-1] if lines else 'no message'}; run it again with --verbose"
             )
         found = json.loads(answer.read_text())
+    if "refused" in found:
+        raise ConfigError(found["refused"])
     if "error" in found:
         raise ValueError(found["error"])
     found["warnings"] += rematerialisations(log)
@@ -100,6 +104,8 @@ def main(request: Path, answer: Path) -> None:
     try:
         config = resolve(asked["config"])
         found: dict[str, Any] = plan(config, pod, analytic=asked["analytic"], phase=asked["phase"])
+    except ConfigError as error:
+        found = {"refused": str(error)}
     except ValueError as error:
         found = {"error": str(error)}
     scratch = answer.with_suffix(".tmp")

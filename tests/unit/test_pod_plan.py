@@ -23,6 +23,7 @@ from refvlm_jax.plan.liveness import peak_of
 from refvlm_jax.plan.pods import device_table, parse_pod
 from refvlm_jax.plan.roofline import communication, link_speed, members_inside
 from refvlm_jax.plan.search import COMPILES, search
+from refvlm_jax.plan.worker import make_plan
 
 
 @pytest.mark.parametrize(
@@ -298,6 +299,25 @@ def test_the_search_compiles_few_and_returns_a_patch() -> None:
     assert found.plan["fits"] and calls["compiles"] == len(found.tried) <= COMPILES
     with pytest.raises(ConfigError, match=r"Lower data\.batch_size"):
         search(config, parse_pod("v5e-8"), fake_planner(limit=0.1)[0])
+
+
+def test_the_search_asks_for_no_batch_that_does_not_divide() -> None:
+    config = RunConfig(name="r", data=DataConfig(batch_size=16), mesh=MeshConfig(preset="fsdp"))
+    fake, _ = fake_planner(limit=100)
+    asked = set()
+
+    def planner(candidate: RunConfig, analytic: bool) -> dict:
+        asked.add((candidate.mesh.shape[3], candidate.train.accumulate))
+        return fake(candidate, analytic)
+
+    search(config, parse_pod("v5e-8"), planner)
+    assert asked == {(1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (4, 4)}
+
+
+def test_a_worker_refuses_what_does_not_suit_the_pod() -> None:
+    config = RunConfig(name="r", data=DataConfig(batch_size=12), mesh=MeshConfig(preset="fsdp"))
+    with pytest.raises(ConfigError, match=r"data\.batch_size = 12 .* use a multiple of 8"):
+        make_plan(config, parse_pod("cpu-8"), analytic=True)
 
 
 def test_the_search_believes_the_compiler_about_communication() -> None:
