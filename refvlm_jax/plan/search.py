@@ -44,7 +44,7 @@ class Choice:
 
 def candidates(config: RunConfig, pod: Pod) -> Iterator[RunConfig]:
     """Variants of a run on a pod, cheapest recomputation first, fewest micro-batches first."""
-    meshes = _meshes(pod.devices, pod.slices)
+    meshes = _meshes(pod)
     parts = [n for n in (1, 2, 4) if config.data.batch_size % n == 0]
     for remat, accumulate, mesh in itertools.product(("none", "dots", "full"), parts, meshes):
         llama = dataclasses.replace(config.model.llama, remat=remat)  # type: ignore[arg-type]
@@ -56,15 +56,18 @@ def candidates(config: RunConfig, pod: Pod) -> Iterator[RunConfig]:
         )
 
 
-def _meshes(devices: int, slices: int) -> list[MeshConfig]:
-    """Parameters spread over a slice, then also over a tensor axis of a few neighbours."""
-    if devices == 1:
+def _meshes(pod: Pod) -> list[MeshConfig]:
+    """Parameters spread over a slice, over a node alone, and over a tensor axis of few neighbours."""
+    if pod.devices == 1:
         return [MeshConfig(preset="single", shape=(1, 1, 1, 1))]
-    flat = "fsdp" if slices == 1 else "hsdp"
-    found = [MeshConfig(preset=flat, shape=(slices, -1, 1, 1))]  # type: ignore[arg-type]
+    flat = "fsdp" if pod.slices == 1 else "hsdp"
+    found = [MeshConfig(preset=flat, shape=(pod.slices, -1, 1, 1))]  # type: ignore[arg-type]
+    if (islands := pod.devices // pod.local) > pod.slices:
+        found.append(MeshConfig(preset="hsdp", shape=(islands, -1, 1, 1)))
     for tensor in (2, 4):
-        if devices % (slices * tensor) == 0 and devices > slices * tensor:
-            found.append(MeshConfig(preset="fsdp_tp", shape=(slices, -1, 1, tensor)))
+        parts = pod.slices * tensor
+        if pod.devices % parts == 0 and pod.devices > parts:
+            found.append(MeshConfig(preset="fsdp_tp", shape=(pod.slices, -1, 1, tensor)))
     return found
 
 

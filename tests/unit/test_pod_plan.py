@@ -22,7 +22,7 @@ from refvlm_jax.plan.hlo import Collective, Collectives, collectives, rematerial
 from refvlm_jax.plan.liveness import peak_of
 from refvlm_jax.plan.pods import device_table, parse_pod
 from refvlm_jax.plan.roofline import communication, link_speed, members_inside
-from refvlm_jax.plan.search import COMPILES, search
+from refvlm_jax.plan.search import COMPILES, candidates, search
 from refvlm_jax.plan.worker import make_plan
 
 
@@ -312,6 +312,23 @@ def test_the_search_asks_for_no_batch_that_does_not_divide() -> None:
 
     search(config, parse_pod("v5e-8"), planner)
     assert asked == {(1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (4, 4)}
+
+
+def test_the_search_tries_parameters_inside_a_node() -> None:
+    config = RunConfig(name="r", data=DataConfig(batch_size=64), mesh=MeshConfig(preset="fsdp"))
+    pods = ("h100-8x8", "v5e-64", "v5e-16x4", "v5e-1")
+    meshes = {
+        pod: list(dict.fromkeys((m.preset, m.shape[0]) for m in _tried_meshes(config, pod)))
+        for pod in pods
+    }
+    assert meshes["h100-8x8"] == [("fsdp", 1), ("hsdp", 8), ("fsdp_tp", 1)]
+    assert meshes["v5e-64"] == [("fsdp", 1), ("fsdp_tp", 1)]
+    assert meshes["v5e-16x4"] == [("hsdp", 4), ("fsdp_tp", 4)]
+    assert meshes["v5e-1"] == [("single", 1)]
+
+
+def _tried_meshes(config: RunConfig, pod: str) -> list[MeshConfig]:
+    return [candidate.mesh for candidate in candidates(config, parse_pod(pod))]
 
 
 def test_a_worker_refuses_what_does_not_suit_the_pod() -> None:
