@@ -1,11 +1,12 @@
 """Makes the plans under docs/plans and the tables of docs/plan.md from them.
 
-    python benchmarks/plan_tables.py --make [--compile] [--recipes ...] [--pods ...]
+    python benchmarks/plan_tables.py --make [--compile | --search] [--recipes ...] [--pods ...]
     python benchmarks/plan_tables.py [--check]
 
-`--make` plans each recipe on each pod, analytically or with `--compile` by its own compiler. Without
-it, the tables between `<!-- table NAME -->` and `<!-- end NAME -->` are written from the plans that are
-there; `--check` only compares. Numbers reach the page in no other way.
+`--make` plans each recipe on each pod, analytically or with `--compile` by its own compiler; with
+`--search` it looks for the best variant. Without it, the tables between `<!-- table NAME -->` and
+`<!-- end NAME -->` are written from the plans that are there; `--check` only compares. Numbers reach
+the page in no other way.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from refvlm_jax.cli.plan import as_arguments, search_plan
 from refvlm_jax.config.resolve import load_config
 from refvlm_jax.plan.analytic import Estimate, estimate
 from refvlm_jax.plan.pods import parse_pod
@@ -33,20 +35,22 @@ VARIANTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 GIB = 2**30
 
 
-def make(variants: list[str], pods: list[str], compiled: bool) -> None:
+def make(variants: list[str], pods: list[str], method: str) -> None:
     for variant in variants:
         _, recipe, overrides = VARIANTS[variant]
         config = load_config(ROOT / "configs" / f"{recipe}.py", overrides)
         guesses: dict[int, Estimate] = {}
         for pod in map(parse_pod, pods):
-            if compiled:
+            if method == "compiled":
                 found = make_plan(config, pod)
+            elif method == "search":
+                found = search_plan(config, pod)
             else:
                 # Pods of equally many devices share the estimate.
                 guess = guesses.get(pod.devices) or estimate(config, pod.devices)
                 guesses[pod.devices] = guess
                 found = plan(config, pod, analytic=True, guess=guess)
-            path = PLANS / f"{variant}_{pod.name}_{found['method']}.json"
+            path = PLANS / f"{variant}_{pod.name}_{method}.json"
             PLANS.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(f"{path.name}: {found['verdict'][:90]}", flush=True)
@@ -120,6 +124,18 @@ def cost_table(found: dict[tuple[str, str, str], dict[str, Any]]) -> str:
     return markdown(head, rows)
 
 
+def search_table(found: dict[tuple[str, str, str], dict[str, Any]]) -> str:
+    head = ["pod", "what is trained", "patch", "peak", "step without overlap", "chosen"]
+    rows = []
+    for (variant, pod, method), made in sorted(found.items(), key=lambda i: PODS.index(i[0][1])):
+        for trial in made["tried"] if method == "search" else ():
+            patch = f"`{as_arguments(trial['patch'])}`" if trial["patch"] else "as it is"
+            chosen = "yes" if trial["patch"] == made["patch"] else ""
+            step = "" if trial["seconds"] is None else f"{trial['seconds']:.2f} s"
+            rows.append([pod, VARIANTS[variant][0], patch, trial["verdict"], step, chosen])
+    return markdown(head, rows)
+
+
 def written(text: str, tables: dict[str, str]) -> str:
     for name, table in tables.items():
         mark = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
@@ -132,16 +148,23 @@ def written(text: str, tables: dict[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--make", action="store_true")
-    parser.add_argument("--compile", action="store_true")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--compile", dest="method", action="store_const", const="compiled")
+    how.add_argument("--search", dest="method", action="store_const", const="search")
     parser.add_argument("--recipes", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--pods", nargs="+", default=list(PODS))
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     if args.make:
-        make(args.recipes, args.pods, args.compile)
+        make(args.recipes, args.pods, args.method or "analytic")
         return
     found = plans()
-    tables = {"memory": memory_table(found), "time": time_table(found), "cost": cost_table(found)}
+    tables = {
+        "memory": memory_table(found),
+        "time": time_table(found),
+        "cost": cost_table(found),
+        "search": search_table(found),
+    }
     text = PAGE.read_text(encoding="utf-8")
     new = written(text, tables)
     if args.check and new != text:

@@ -50,7 +50,12 @@ def run(args: argparse.Namespace) -> int:
     config, pod = load_config(args.config, args.overrides), parse_pod(args.pod)
     if args.search and args.phase != "train":
         raise ConfigError("--search looks for a training step; leave --phase out")
-    found = _search(config, pod, args) if args.search else _plan(config, pod, args)
+    if args.search:
+        found = search_plan(config, pod, analytic=args.analytic, verbose=args.verbose)
+    else:
+        found = make_plan(
+            config, pod, analytic=args.analytic, phase=args.phase, verbose=args.verbose
+        )
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -58,20 +63,31 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found["fits"] and not (args.strict and found["warnings"]) else 1
 
 
-def _plan(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, Any]:
-    return make_plan(config, pod, analytic=args.analytic, phase=args.phase, verbose=args.verbose)
+def search_plan(
+    config: RunConfig, pod: Pod, *, analytic: bool = False, verbose: bool = False
+) -> dict[str, Any]:
+    """The plan of the best variant that a search finds, with its `patch` and what was `tried`.
 
+    Args:
+      config: the recipe.
+      pod: what it should fit.
+      analytic: compiles nothing.
+      verbose: passes on what the compiler says.
 
-def _search(config: RunConfig, pod: Pod, args: argparse.Namespace) -> dict[str, Any]:
+    Raises:
+      ConfigError: no variant fits.
+    """
     from refvlm_jax.plan.search import patch_of, search
 
     console = Console(stderr=True)
 
-    def planner(candidate: RunConfig, analytic: bool) -> dict[str, Any]:
-        analytic = analytic or args.analytic
-        doing = f"{'estimating' if analytic else 'compiling'} {_patch(patch_of(config, candidate))}"
+    def planner(candidate: RunConfig, estimate: bool) -> dict[str, Any]:
+        quick = estimate or analytic
+        doing = (
+            f"{'estimating' if quick else 'compiling'} {as_arguments(patch_of(config, candidate))}"
+        )
         with console.status(doing):
-            return make_plan(candidate, pod, analytic=analytic, verbose=args.verbose)
+            return make_plan(candidate, pod, analytic=quick, verbose=verbose)
 
     choice = search(config, pod, planner)
     return {**choice.plan, "patch": choice.patch, "tried": [asdict(t) for t in choice.tried]}
@@ -85,7 +101,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     if "patch" in found:
         console.print(_trials(found["tried"]))
-        console.print(f"patch: {_patch(found['patch'])}", soft_wrap=True)
+        console.print(f"patch: {as_arguments(found['patch'])}", soft_wrap=True)
     console.print(_values("memory a device", found["memory"]))
     console.print(_tensors(found["largest"]))
     console.print(_values("products a step and device", found["flops"]))
@@ -96,7 +112,7 @@ def show(found: dict[str, Any], console: Console) -> None:
             console.print(_values(title, found[title]))
 
 
-def _patch(patch: dict[str, Any]) -> str:
+def as_arguments(patch: dict[str, Any]) -> str:
     """A patch as arguments of a command line."""
     fields = (shlex.quote(f"{name}={value}") for name, value in patch.items())
     return " ".join(fields) or "none, the recipe as it is"
@@ -106,7 +122,7 @@ def _trials(trials: list[dict[str, Any]]) -> Table:
     table = Table("patch", "verdict", "step", title="compiled", title_justify="left")
     for trial in trials:
         step = "" if trial["seconds"] is None else _readable(trial["seconds"], "s")
-        table.add_row(_patch(trial["patch"]), trial["verdict"].split(";")[0], step)
+        table.add_row(as_arguments(trial["patch"]), trial["verdict"].split(";")[0], step)
     return table
 
 
