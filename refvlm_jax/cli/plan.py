@@ -5,6 +5,7 @@ Nothing of the described hardware is needed: its compiler runs here, on shapes o
 
 import argparse
 import json
+import logging
 import shlex
 from dataclasses import asdict
 from typing import Any
@@ -77,8 +78,14 @@ def search_plan(
     Raises:
       ConfigError: no variant fits.
     """
+    import jax
+
+    from refvlm_jax.plan.report import plan
     from refvlm_jax.plan.search import patch_of, search
 
+    jax.config.update("jax_platforms", "cpu")  # estimates are made here, on shapes
+    # Candidates need not divide evenly; the plans tell what it costs.
+    logging.getLogger("refvlm_jax.mesh").setLevel(logging.ERROR)
     console = Console(stderr=True)
 
     def planner(candidate: RunConfig, estimate: bool) -> dict[str, Any]:
@@ -87,7 +94,9 @@ def search_plan(
             f"{'estimating' if quick else 'compiling'} {as_arguments(patch_of(config, candidate))}"
         )
         with console.status(doing):
-            return make_plan(candidate, pod, analytic=quick, verbose=verbose)
+            if quick:
+                return plan(candidate, pod, analytic=True)
+            return make_plan(candidate, pod, verbose=verbose)
 
     choice = search(config, pod, planner)
     return {**choice.plan, "patch": choice.patch, "tried": [asdict(t) for t in choice.tried]}
@@ -119,7 +128,7 @@ def as_arguments(patch: dict[str, Any]) -> str:
 
 
 def _trials(trials: list[dict[str, Any]]) -> Table:
-    table = Table("patch", "verdict", "step", title="compiled", title_justify="left")
+    table = Table("patch", "verdict", "step", title="tried", title_justify="left")
     for trial in trials:
         step = "" if trial["seconds"] is None else _readable(trial["seconds"], "s")
         table.add_row(as_arguments(trial["patch"]), trial["verdict"].split(";")[0], step)
