@@ -33,7 +33,8 @@ class ConvNextBlock(nnx.Module):
 
     def __init__(self, channels: int, config: ConvNextConfig, rngs: nnx.Rngs):
         c, hidden = channels, 4 * channels
-        self.depthwise = Conv2d(c, c, 7, rngs, padding=3, groups=c, axes=(None, "conv_out"))
+        # Whole everywhere: for a kernel this small, spread, XLA would gather the pictures instead.
+        self.depthwise = Conv2d(c, c, 7, rngs, padding=3, groups=c, axes=(None, None))
         self.norm = LayerNorm(c, rngs, eps=config.norm_eps)
         self.fc1 = Linear(c, hidden, rngs, axes=("vision_embed", None))
         self.fc2 = Linear(hidden, c, rngs, axes=(None, "vision_embed"))
@@ -96,7 +97,7 @@ class ConvNext(nnx.Module):
         for index, stage in enumerate(self.stages):
             with jax.named_scope(f"stage{index}"):
                 x = x if index == 0 else self.downsamples[index - 1](x)
-                x, _ = stage.scan(_body, x)
+                x = _pinned(stage.scan(_body, _pinned(x))[0])
             maps.append(x)
         return tuple(maps)
 
@@ -106,7 +107,11 @@ def _stage(channels: int, depth: int, config: ConvNextConfig, rngs: nnx.Rngs) ->
 
 
 def _body(block: ConvNextBlock, x: Map, _: None) -> tuple[Map, None]:
-    return constrain(block(x), "image", None, None, None), None
+    return _pinned(block(x)), None
+
+
+def _pinned(x: Map) -> Map:
+    return constrain(x, "image", None, None, None)
 
 
 def _check(config: ConvNextConfig) -> None:

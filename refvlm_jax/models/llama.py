@@ -54,6 +54,7 @@ def vocabulary_logits(
     hidden: Hidden, head: Float[Array, "D V"], vocab_size: int
 ) -> Float[Array, "B S V"]:
     """Scores of every token, in fp32; the least number there is past `vocab_size`."""
+    hidden = constrain(hidden, "batch", "length", "act_embed")
     logits = contract(hidden, head.astype(hidden.dtype), 1, jnp.float32)
     if vocab_size < head.shape[1]:
         # Masked rather than cut off: the length must go on dividing the mesh.

@@ -76,13 +76,18 @@ class Block(nnx.Module):
         hook: Hook = lambda site, x: x,
     ) -> tuple[Hidden, Any]:
         """Returns the block's output and whatever `attend` returns beside the attention result."""
-        x = hook("block_in", x)
+        x = hook("block_in", _pinned(x))
         with jax.named_scope("attn"):
-            mixed, extra = attend(*self.attn.qkv(self.attn_norm(x), rotary))
-            x = x + hook("attn_out", self.attn.o(mixed))
+            mixed, extra = attend(*self.attn.qkv(_pinned(self.attn_norm(x)), rotary))
+            x = _pinned(x + hook("attn_out", self.attn.o(mixed)))
         with jax.named_scope("mlp"):
-            x = x + hook("ffn_out", self.mlp(self.mlp_norm(x)))
-        return constrain(x, "batch", "length", "act_embed"), extra
+            x = x + hook("ffn_out", self.mlp(_pinned(self.mlp_norm(x))))
+        return _pinned(x), extra
+
+
+def _pinned(x: Hidden) -> Hidden:
+    # Left alone, layouts of weights and pictures spread to the residual stream and its gradient.
+    return constrain(x, "batch", "length", "act_embed")
 
 
 def _projection(

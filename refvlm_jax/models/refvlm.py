@@ -126,7 +126,8 @@ class RefVLM(nnx.Module):
                 features = with_tower(features, self.tower(flat, self.dtype))
         if self.sam is not None:
             features = dataclasses.replace(features, sam=self.sam.encode(flat, self.dtype))
-        return features
+        # Every device has encoded its share of the pictures; from here on they go with their rows.
+        return jax.tree.map(lambda x: constrain(x, "unit", *(None,) * (x.ndim - 1)), features)
 
     def visual_tokens(self, features: VisionFeatures, batch: Batch) -> Float[Array, "B N D"]:
         """Projected tokens of every image of a row, then of every region prompt."""

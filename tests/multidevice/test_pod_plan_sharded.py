@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from refvlm_jax.config.errors import ConfigError
-from refvlm_jax.config.model import LlamaConfig, RefVLMConfig
+from refvlm_jax.config.model import ConvNextConfig, LlamaConfig, RefVLMConfig
 from refvlm_jax.config.schema import (
     DataConfig,
     EvalConfig,
@@ -106,6 +106,20 @@ def test_a_well_sharded_step_gives_no_warnings(compiled: tuple[Program, Compiled
     program, answer = compiled
     found = collectives(answer.text, dict(program.mesh.shape))
     assert whole_parameters(program) == [] == gathers(program, found)
+
+
+def test_nothing_is_gathered_over_all_devices_beside_a_tensor_axis() -> None:
+    tower = ConvNextConfig(image_size=64, depths=(2,), dims=(64,))
+    config = dataclasses.replace(
+        run_config(dataclasses.replace(stacked(2), tower=tower)),
+        mesh=MeshConfig(preset="fsdp_tp", shape=(1, -1, 1, 2)),
+    )
+    program = trace_step(config, jax.devices()[:8])
+    answer = compile_step(program, POD)
+    assert isinstance(answer, Compiled)
+    found = collectives(answer.text, dict(program.mesh.shape))
+    # Parameters are gathered over fsdp, feature maps over tensor; a tower's activations never.
+    assert {op.axes for op in found.ops if op.op == "all-gather"} <= {("fsdp",), ("tensor",)}
 
 
 def test_badly_sharded_steps_are_named(
