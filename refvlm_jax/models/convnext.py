@@ -97,7 +97,7 @@ class ConvNext(nnx.Module):
         for index, stage in enumerate(self.stages):
             with jax.named_scope(f"stage{index}"):
                 x = x if index == 0 else self.downsamples[index - 1](x)
-                x = _pinned(stage.scan(_body, _pinned(x))[0])
+                x, _ = stage.scan(_body, x)
             maps.append(x)
         return tuple(maps)
 
@@ -107,11 +107,7 @@ def _stage(channels: int, depth: int, config: ConvNextConfig, rngs: nnx.Rngs) ->
 
 
 def _body(block: ConvNextBlock, x: Map, _: None) -> tuple[Map, None]:
-    return _pinned(block(x)), None
-
-
-def _pinned(x: Map) -> Map:
-    return constrain(x, "image", None, None, None)
+    return constrain(block(x), "image", None, None, None), None
 
 
 def _check(config: ConvNextConfig) -> None:

@@ -98,7 +98,7 @@ def search(config: RunConfig, pod: Pod, planner: Planner) -> Choice:
     if best is None:
         raise ConfigError(
             f"no mesh, accumulation or rematerialisation of {config.name} fits {pod.name}; the "
-            f"nearest one: {order[0][1]['verdict']}. Lower data.batch_size or data.seq_len, or take "
+            f"nearest one: {tried[0].verdict}. Lower data.batch_size or data.seq_len, or take "
             "a larger pod"
         )
     return Choice(patch_of(config, best[1]), best[2], tuple(tried))
@@ -113,7 +113,7 @@ def _promising(
         try:
             estimated.append((candidate, planner(candidate, True)))
         except ConfigError:
-            continue  # a batch that does not divide over this mesh
+            continue  # heads or positions that do not divide over this mesh
     if not estimated:
         raise ConfigError(
             f"data.batch_size = {config.data.batch_size} divides over no mesh of {pod.devices} "
