@@ -13,6 +13,6 @@ def get_config() -> ConfigDict:
     # The stem's finest map doubles the resolution of the masks.
     config.model.mask.features = (0, 1, 3)
     config.world.train = 16000
-    config.train.steps = 4000
+    config.train.steps = 3200
     config.ckpt.every_steps = 500
     return config
