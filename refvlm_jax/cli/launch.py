@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     render.add_argument("--image", default="", help="container image (gke)")
     render.add_argument("--bucket", default="", help="bucket with a hierarchical namespace")
     render.add_argument(
+        "--service-account",
+        default="default",
+        help="Kubernetes account that may use the bucket (gke)",
+    )
+    render.add_argument(
         "--deterministic", action="store_true", help="bit-identical resume on GPUs, slower"
     )
     render.add_argument(
@@ -46,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         devices=args.devices,
         image=args.image,
         bucket=args.bucket,
+        service_account=args.service_account,
         deterministic=args.deterministic,
         answer=fits(config, args.pod) if asked else None,
     )

@@ -1,6 +1,7 @@
 """Entry point of `refvlm`: parses the command line and hands over to one module a command."""
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -20,9 +21,25 @@ COMMANDS = {
     "config": ("refvlm_jax.cli.config", "print a recipe as it will run"),
 }
 
+# What storage and networks do for a while: a launcher may start the same command again.
+PASSING = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    }
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; expected failures print one line and return 2."""
+    """Runs one command; an expected failure prints one line and returns 2, or 1 if it may pass."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="refvlm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -37,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         # Every error class of the library derives from ValueError and carries its own remedy.
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, OSError) and error.errno in PASSING else 2
 
 
 if __name__ == "__main__":

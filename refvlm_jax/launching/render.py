@@ -52,6 +52,8 @@ class Launch:
     """Container image of a Kubernetes job."""
     bucket: str = ""
     """Cloud Storage bucket mounted on the hosts, without `gs://`."""
+    service_account: str = "default"
+    """Kubernetes service account of the job's pods."""
     deterministic: bool = False
     """Flags that make a resumed GPU run bit-identical."""
     answer: bool | None = None

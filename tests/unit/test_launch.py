@@ -85,6 +85,8 @@ POD_SPEC = {
 }  # fmt: skip
 JOB = {
     "parallelism": int, "completions": int, "backoffLimit": int,
+    "podFailurePolicy": {"rules": [{"action": str, "onExitCodes": {
+        "containerName": str, "operator": str, "values": [int]}}]},
     "template": {"metadata": {"annotations": {"gke-gcsfuse/volumes": str}}, "spec": POD_SPEC},
 }  # fmt: skip
 JOBSET = {
@@ -94,7 +96,9 @@ JOBSET = {
         "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": str},
     },
     "spec": {
-        "failurePolicy": {"maxRestarts": int},
+        "failurePolicy": {
+            "maxRestarts": int, "rules": [{"action": str, "onJobFailureReasons": [str]}],
+        },
         "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": JOB}}],
     },
 }  # fmt: skip
@@ -124,6 +128,10 @@ def test_the_job_set_follows_its_schema(case, slices, hosts, topology):
     pod = spec["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == 4
+    assert pod["serviceAccountName"] == "default"
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    assert rule["onExitCodes"]["values"] == [2]  # a refusal is not tried a hundred times
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", job_set["metadata"]["name"])
 
 
