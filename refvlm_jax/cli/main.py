@@ -54,7 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         # Every error class of the library derives from ValueError and carries its own remedy.
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, OSError) and error.errno in PASSING else 2
+        return 1 if _may_pass(error) else 2
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether the error, or what it was raised from, is one of `PASSING`."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            return True
+        error = error.__cause__
+    return False
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ def test_a_launcher_learns_what_may_pass(error, status, monkeypatch, capsys):
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+def test_what_may_pass_is_found_behind_the_error_that_names_the_file(monkeypatch):
+    named = ValueError("train-00000.array_record: cannot be read")
+    named.__cause__ = OSError(errno.EIO, "input/output error")
+    assert failing(monkeypatch, named) == 1
+
+
 def test_a_defect_is_not_an_expected_failure(monkeypatch):
     with pytest.raises(KeyError):
         failing(monkeypatch, KeyError("x"))
