@@ -87,27 +87,27 @@ def get_config() -> ConfigDict:
         # localisation with several references a row.
         weights={
             "T01": 0.3,
-            "T03": 6.0,
+            "T03": 4.5,
             "T06": 0.6,
             "T07": 0.1,
             "T08": 0.2,
             "T09": 0.2,
             "T13": 1.2,
             "T14": 0.8,
-            "T17": 3.0,
-            "T18": 2.4,
+            "T17": 3.6,
+            "T18": 2.9,
             "T19": 1.0,
             "T20": 0.7,
             "T21": 0.2,
             "T22": 0.2,
         },
     )
-    # Muon halves the steps AdamW needs here. Boxes and masks give most of the gradient, so the text
-    # counts four times.
+    # Muon halves the steps AdamW needs here. Boxes and masks give most of the gradient, and most
+    # tokens of an answer with a plan are easy, so the text counts more.
     config.optim = dict(
         name="muon", lr=2e-3, warmup_steps=100, schedule="cosine", end_lr_ratio=0.02,
         weight_decay=0.05, beta1=0.9, beta2=0.98, clip_norm=1.0,
-        loss_weights={"llm": 4.0},
+        loss_weights={"llm": 5.5},
     )  # fmt: skip
     config.train = dict(steps=2300, log_every=20)
     config.ckpt = dict(every_steps=250, keep=2)

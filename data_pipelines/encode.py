@@ -42,8 +42,9 @@ def encode_row(
 ) -> Row:
     """A training row: dialogues about one picture, as one conversation or side by side.
 
-    Preamble and picture stand in the first turn, or before it. Trailing turns that exceed a size of
-    the row are left out whole. A first turn that is too long alone is cut between its groups, its
+    Preamble and picture stand in the first turn, or before it. A turn that exceeds a size of the row is
+    left out whole with those that follow it: the rest of the conversation, or of its own dialogue where
+    dialogues stand side by side. A first turn that is too long alone is cut between its groups, its
     plan written again so that counts stay true; an answer without groups is cut inside its text,
     and its end token is then not supervised, since it does not end there.
 
@@ -77,15 +78,20 @@ def encode_row(
     ]
     side_by_side = options.shared_picture
     encoder, draft = TurnEncoder(tokenizer, options, rng), _opened(image, tokenizer, options)
+    ended: set[int] = set()
     for done, (number, place, dialog, turn) in enumerate(turns):
+        own = number if side_by_side else 0
+        if own in ended:
+            counts["turns_dropped"] += 1
+            continue
         first = place == 0 if side_by_side else done == 0
         prompt, answer = _encode_turn(encoder, draft, dialog, turn, first=first)
         if not draft.fits(prompt, answer):
             if done:
-                counts["turns_dropped"] += len(turns) - done
-                break
+                counts["turns_dropped"] += 1
+                ended.add(own)
+                continue
             answer = _shortened(encoder, draft, prompt, dialog, turn, counts)
-        own = number if side_by_side else 0
         draft.append(prompt, answer, supervise=turn.supervise, dialog=own)
     return fill(draft, image, squares, dialogs[0].uid, counts)
 

@@ -255,6 +255,18 @@ def test_turns_beyond_the_slots_are_dropped(world, limit):
     assert row["ref_valid"].sum() == 1 and counts == {"turns_dropped": 2}
 
 
+def test_a_dialogue_that_does_not_fit_leaves_room_for_those_beside_it(world):
+    wide = dialog([text_turn("no"), grounding([("cup", [0, 1])]), text_turn("two")])
+    narrow = dialog([grounding([("dog", [1])]), text_turn("yes")])
+    counts = Counter()
+    beside = replace(OPTIONS, shared_picture=True)
+    row = encode(world, narrow, wide, narrow, options=beside, counts=counts, refs=2)
+    ends = [text.rpartition("\n")[2] for text in supervised(row, world[1])]
+    assert [end for end in ends if REF not in end] == ["yes</s>", "no</s>", "yes</s>"]
+    assert row["ref_valid"].sum() == 2 and counts == {"turns_dropped": 2}
+    assert set(row["dialog_ids"].tolist()) >= {1, 2, 3}
+
+
 def test_a_long_first_answer_is_cut_before_a_group(world):
     _, words = world
     phrases = [("red cup", [0, 1]), ("green dog", [2]), ("dog", [3, 4])]
