@@ -71,14 +71,14 @@ def encode_row(
         change = draw_change(dialogs, image, options.augment, rng)
         squares = ChangedSquare(image_root, options.spec.image_size, image, change)
         dialogs, image = apply_change(dialogs, change, image_root), change.media(image)
-    turns = [
+    turns = (
         (number, place, dialog, turn)
         for number, dialog in enumerate(dialogs, 1)
         for place, turn in enumerate(dialog.turns)
-    ]
+    )
     side_by_side = options.shared_picture
     encoder, draft = TurnEncoder(tokenizer, options, rng), _opened(image, tokenizer, options)
-    ended: set[int] = set()
+    ended: set[int] = set()  # a turn needs those before it, but not the dialogues beside it
     for done, (number, place, dialog, turn) in enumerate(turns):
         own = number if side_by_side else 0
         if own in ended:
