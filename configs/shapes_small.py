@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config.model.vision.update(layers=3, mlp_dim=288)
     # The stem's finest map doubles the resolution of the masks.
     config.model.mask.features = (0, 1, 3)
-    config.world.train = 16000
-    config.train.steps = 3200
+    config.world.train = 12000
+    config.train.steps = 2200
     config.ckpt.every_steps = 500
     return config

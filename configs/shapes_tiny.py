@@ -103,13 +103,14 @@ def get_config() -> ConfigDict:
         },
     )
     # Muon halves the steps AdamW needs here. Boxes and masks give most of the gradient, and most
-    # tokens of an answer with a plan are easy, so the text counts more.
+    # tokens of an answer with a plan are easy, so the text counts more. Boxes are first learnt in the
+    # second half of the run, when a cosine would have fallen already.
     config.optim = dict(
-        name="muon", lr=2e-3, warmup_steps=100, schedule="cosine", end_lr_ratio=0.02,
+        name="muon", lr=2e-3, warmup_steps=100, schedule="wsd", decay_ratio=0.3, end_lr_ratio=0.02,
         weight_decay=0.05, beta1=0.9, beta2=0.98, clip_norm=1.0,
         loss_weights={"llm": 5.5},
     )  # fmt: skip
-    config.train = dict(steps=2300, log_every=20)
+    config.train = dict(steps=2000, log_every=20)
     config.ckpt = dict(every_steps=250, keep=2)
     config.eval = dict(batch_size=64, max_new_tokens=160, limit=300)
     # What the quickstart renders before it trains.

@@ -62,6 +62,7 @@ _MAY_BE_ZERO = {
 }
 _ANY_SIGN = {"shape", "feature_layer", "image_mean", "features"}
 _BELOW_ONE = {"beta1", "beta2", "dropout", "mask_threshold"}
+_AT_MOST_ONE = {"decay_ratio"}
 
 
 def check(config: RunConfig) -> None:
@@ -112,6 +113,8 @@ def _check_number(path: str, name: str, value: float) -> None:
         raise ConfigError(f"{path} = 0 must be positive")
     if name in _BELOW_ONE and value >= 1:
         raise ConfigError(f"{path} = {value} must lie below 1")
+    if name in _AT_MOST_ONE and value > 1:
+        raise ConfigError(f"{path} = {value} is a share; it must be at most 1")
 
 
 def _check_opening(config: RunConfig) -> None:

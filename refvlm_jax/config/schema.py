@@ -140,8 +140,10 @@ class OptimConfig:
     """Peak learning rate."""
     warmup_steps: int = 0
     """Steps of linear warm-up to the peak."""
-    schedule: Literal["cosine", "constant", "linear"] = "cosine"
-    """Course of the learning rate after the warm-up."""
+    schedule: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
+    """Course of the learning rate after the warm-up; `wsd` stays at the peak and falls at the end."""
+    decay_ratio: float = 0.2
+    """Share of the run's steps over which `wsd` falls; the other schedules do not use it."""
     end_lr_ratio: float = 0.0
     """Learning rate of the last step, relative to the peak."""
     weight_decay: float = 0.0

@@ -51,9 +51,13 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     """Learning rate of update 0, 1, ... `steps` - 1.
 
     Linear warm-up that reaches the peak at its last step, then the configured course, which
-    reaches `end_lr_ratio` of the peak at the end of the run.
+    reaches `end_lr_ratio` of the peak at the end of the run. `wsd` (warm-up, stable, decay;
+    arXiv 2404.06395, section 4) stays at the peak and falls linearly over the last `decay_ratio` of
+    the run's steps.
     """
     warmup, end = config.warmup_steps, config.end_lr_ratio
+    # Share of the steps after the warm-up over which `wsd` falls.
+    falling = min(steps * config.decay_ratio / max(steps - warmup, 1), 1.0)
 
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
         done = jnp.asarray(step, jnp.float32)
@@ -63,6 +67,7 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
             "cosine": 0.5 * (1 + jnp.cos(jnp.pi * progress)),
             "linear": 1 - progress,
             "constant": jnp.ones_like(progress),
+            "wsd": jnp.minimum((1 - progress) / falling, 1.0),
         }[config.schedule]
         fall = shape if config.schedule == "constant" else end + (1 - end) * shape
         return config.lr * rise * fall

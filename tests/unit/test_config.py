@@ -88,6 +88,8 @@ def test_a_batch_has_slots_of_the_units_that_the_model_has():
         ({"optim": {"lr": float("nan")}}, ["optim.lr", "finite"]),
         ({"optim": {"beta2": 1.0}}, ["optim.beta2", "below 1"]),
         ({"optim": {"schedule": "cosin"}}, ["optim.schedule", '"cosine"']),
+        ({"optim": {"decay_ratio": 0.0}}, ["optim.decay_ratio", "positive"]),
+        ({"optim": {"decay_ratio": 1.5}}, ["optim.decay_ratio", "at most 1"]),
         ({"optim": {"groups": [{"pattern": "("}]}}, ["optim.groups[0].pattern", "regular"]),
         ({"optim": {"groups": [{"patern": "a"}]}}, ["optim.groups[0].patern", '"pattern"']),
         ({"optim": {"groups": [{}]}}, ["optim.groups[0].pattern", "required"]),

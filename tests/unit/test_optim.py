@@ -42,6 +42,27 @@ def test_cosine_schedule_has_the_documented_corners():
     assert float(schedule(104)) == pytest.approx(0.2)
 
 
+def test_wsd_stays_at_the_peak_and_falls_linearly_over_the_last_share():
+    schedule = make_schedule(
+        OptimConfig(lr=2.0, warmup_steps=10, schedule="wsd", decay_ratio=0.25, end_lr_ratio=0.1),
+        100,
+    )
+    assert float(schedule(0)) == pytest.approx(0.2)
+    assert float(schedule(9)) == pytest.approx(2.0)
+    assert float(schedule(75)) == pytest.approx(2.0)
+    assert float(schedule(76)) < 2.0
+    assert float(schedule(80)) == pytest.approx(2.0 * (0.1 + 0.9 * 0.8))
+    assert float(schedule(100)) == pytest.approx(0.2)
+
+
+def test_wsd_falls_from_the_end_of_the_warm_up_at_most():
+    schedule = make_schedule(
+        OptimConfig(lr=1.0, warmup_steps=10, schedule="wsd", decay_ratio=1.0), 100
+    )
+    assert float(schedule(10)) == pytest.approx(1.0)
+    assert float(schedule(99)) == pytest.approx(1 / 90, rel=1e-3)
+
+
 def test_linear_and_constant_schedules():
     linear = make_schedule(OptimConfig(lr=1.0, schedule="linear"), 10)
     constant = make_schedule(OptimConfig(lr=1.0, schedule="constant", end_lr_ratio=0.0), 10)
