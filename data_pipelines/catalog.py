@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import zipfile
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ class Catalog:
     """Names of sources in alphabetical order; empty where nobody asks for them."""
     source: np.ndarray | None = None
     """uint16[n] index into `sources`."""
+
+    def numbers_of(self, tasks: Set[str]) -> np.ndarray:
+        """int64[k] numbers of the records of some tasks, in order; unknown ids have none."""
+        codes = [code for code, task in enumerate(self.tasks) if task in tasks]
+        return np.flatnonzero(np.isin(self.task, codes))
 
     def by_source(self) -> "Catalog":
         """The same with `source/task` in the place of every task.

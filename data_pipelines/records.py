@@ -224,33 +224,35 @@ def type_problem(dialog: Dialog) -> str | None:
 
 
 def _misfit(made: Any) -> str | None:
-    cls: Any = type(made)
-    for name, hint in _hints(cls).items():
-        if not _fits_hint(hint)(value := getattr(made, name)):
+    for name, fits, hint in _checks(type(made)):
+        if not fits(value := getattr(made, name)):
             wanted = getattr(hint, "__name__", hint)
             return f"{type(made).__name__}.{name} is {value!r:.60}, expected {wanted}"
     return None
 
 
 @functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _checks(cls: Any) -> list[tuple[str, Callable[[Any], bool], Any]]:
+    hints = typing.get_type_hints(cls)
+    return [(name, _fits_hint(hint), hint) for name, hint in hints.items()]
 
 
 @functools.cache
 def _fits_hint(hint: Any) -> Callable[[Any], bool]:
-    """Whether a value is of a type, as a function made once a type: a build asks a million times."""
-    if hint is Any:
-        return _is_plain
+    """Whether a value is of a type, as a function made once a type: a build asks a million times.
+
+    Of tuples there are those of one type, of unions those with None.
+    """
+    if hint in (simple := {Any: _is_plain, str: _is_text, int: _is_whole, float: _is_number}):
+        return simple[hint]
     origin, inner = typing.get_origin(hint), [_fits_hint(arg) for arg in typing.get_args(hint)]
     if origin is list:
         (item,) = inner
         return lambda value: isinstance(value, list | tuple) and all(map(item, value))
     if origin is tuple:
+        (item,), length = set(inner), len(inner)
         return lambda value: (
-            isinstance(value, list | tuple)
-            and len(value) == len(inner)
-            and all(fits(v) for fits, v in zip(inner, value, strict=True))
+            isinstance(value, list | tuple) and len(value) == length and all(map(item, value))
         )
     if origin is dict:
         key, item = inner
@@ -258,14 +260,21 @@ def _fits_hint(hint: Any) -> Callable[[Any], bool]:
             isinstance(value, dict) and all(map(key, value)) and all(map(item, value.values()))
         )
     if origin is types.UnionType:
-        return lambda value: any(fits(value) for fits in inner)
-    if hint is float:
-        return _is_number
+        (fits,) = (_fits_hint(arg) for arg in typing.get_args(hint) if arg is not types.NoneType)
+        return lambda value: value is None or fits(value)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return lambda value: isinstance(value, hint)
-    return lambda value: (
-        isinstance(value, hint) and _is_plain(value) and (hint is bool or type(value) is not bool)
-    )
+    return lambda value: isinstance(value, hint) and _is_plain(value)
+
+
+def _is_text(value: Any) -> bool:
+    if type(value) is str and value.isascii():
+        return True
+    return isinstance(value, str) and _is_plain(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and type(value) is not bool and -_MOST < value < _MOST
 
 
 def _is_number(value: Any) -> bool:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from data_pipelines.buckets import bucket_plan
+from data_pipelines.catalog import load_catalog
 from data_pipelines.encode import EncodeOptions
 from data_pipelines.images import Decoding
 from data_pipelines.joined import JoinedStore
@@ -130,6 +131,5 @@ def check_data(config: DataConfig) -> None:
 def majority_answer(data: Path) -> str:
     """The most frequent VQA answer of a training set, ties broken alphabetically."""
     store = DialogStore(data)
-    dialogs = (store[index] for index in range(len(store)))
-    counts = Counter(d.turns[0].answer for d in dialogs if d.task_id == "T03")
+    counts = Counter(store[i].turns[0].answer for i in load_catalog(store).numbers_of({"T03"}))
     return min(counts, key=lambda answer: (-counts[answer], answer), default="")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.catalog import load_catalog
 from data_pipelines.shards import DialogStore, read_manifest
 from data_pipelines.tasks import TASKS
 from refvlm_jax.ckpt.manager import checkpoints_of, load_params
@@ -86,9 +87,8 @@ def evaluate(
     use_compile_cache()
     tasks = tasks or config.eval.tasks
     store = DialogStore(data)
-    wanted = set(tasks or answerable(config))
-    records = (store[i] for i in range(len(store)))
-    chosen = (d for d in records if d.task_id in wanted and d.image is not None)
+    wanted = load_catalog(store).numbers_of(set(tasks or answerable(config)))
+    chosen = (dialog for i in wanted if (dialog := store[i]).image is not None)
     questions = select(chosen, config.eval.limit if limit is None else limit)
     root = Path(read_manifest(data)["image_root"])
     engine = make_engine(config, params)

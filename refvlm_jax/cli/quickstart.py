@@ -36,7 +36,7 @@ HEADLINE = {
 }
 BESIDE = 3
 """Tasks without a headline number are asked this many times fewer questions."""
-UNTRAINED_LIMIT = 64
+UNTRAINED_LIMIT = 32
 """Questions a task for the untrained baseline, which always writes to the end of its room."""
 
 

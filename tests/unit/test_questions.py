@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import tiny_dialogs
 
+from data_pipelines import shards
+from data_pipelines.catalog import load_catalog
 from data_pipelines.encode import EncodeOptions
+from data_pipelines.records import encode
+from refvlm_jax.cli.data_setup import majority_answer
 from refvlm_jax.cli.predict import prompt_batch
 from refvlm_jax.cli.truths import Question, select, truth_of, words_of
 
@@ -26,6 +30,22 @@ def _dialogs() -> list:
         tiny_dialogs.dialog(TURNS, uid="toy/val/0/0"),
         tiny_dialogs.dialog(silent, uid="toy/val/1/0"),
     ]
+
+
+def test_the_majority_answer_is_that_of_vqa_alone(tmp_path: Path) -> None:
+    answers = {"T03": ["red", "blue", "red", "blue"], "T17": ["green"] * 5}
+    with shards.ShardWriter(tmp_path, "toy", records_per_shard=3) as writer:
+        for task, given in answers.items():
+            for k, answer in enumerate(given):
+                turn, uid = tiny_dialogs.text_turn(answer), f"toy/train/{k}/{task}"
+                writer.write(encode(tiny_dialogs.dialog([turn], uid, task_id=task)))
+    stores = {"toy": writer.shards}
+    shards.write_manifest(tmp_path, stores=stores, image_root=str(tmp_path), counts={}, extra={})
+    assert majority_answer(tmp_path) == "blue"
+    catalog = load_catalog(shards.DialogStore(tmp_path))
+    assert catalog.numbers_of({"T03", "T17"}).tolist() == list(range(9))
+    assert catalog.numbers_of({"T17"}).tolist() == [4, 5, 6, 7, 8]
+    assert catalog.numbers_of({"T01"}).size == 0
 
 
 def test_every_supervised_turn_is_a_question() -> None:
