@@ -224,7 +224,8 @@ def type_problem(dialog: Dialog) -> str | None:
 
 
 def _misfit(made: Any) -> str | None:
-    for name, fits, hint in _checks(type(made)):
+    cls: Any = type(made)
+    for name, fits, hint in _checks(cls):
         if not fits(value := getattr(made, name)):
             wanted = getattr(hint, "__name__", hint)
             return f"{type(made).__name__}.{name} is {value!r:.60}, expected {wanted}"

@@ -18,6 +18,7 @@ from refvlm_jax.trp.tokens import IGNORE_ID
 TEXT = -1  # value of `visual_index` at a text position
 NO_SLOT = -1  # value of `mask_slot`, `keypoint_slot`, `depth_slot` for a reference without a target
 NO_GROUP = -1  # value of `ref_group` for an empty reference slot
+_BY_POSITION = ("tokens", "labels", "positions", "segment_ids", "dialog_ids", "visual_index")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,6 +156,18 @@ class Batch:
         if wrong := names ^ set(arrays):
             raise KeyError(f"batch fields missing or unknown: {sorted(wrong)}")
         return cls(**arrays)
+
+    def cut(self, length: int) -> "Batch":
+        """The same rows with only their first `length` positions (`S`).
+
+        Raises:
+          ValueError: a row is longer.
+        """
+        if (self.segment_ids[:, length:] > 0).any():
+            longest = int((self.segment_ids > 0).sum(axis=1).max())
+            raise ValueError(f"a row of {longest} positions does not fit {length}")
+        cut = {name: getattr(self, name)[:, :length] for name in _BY_POSITION}
+        return dataclasses.replace(self, **cut)
 
     def asdict(self) -> dict[str, Any]:
         """The arrays by name, without copying them."""

@@ -26,8 +26,8 @@ from refvlm_jax.eval.depth_maps import beside, within
 from refvlm_jax.eval.records import DepthMap, Instance, Prediction, Triplet
 from refvlm_jax.geometry import PaddedSquare
 from refvlm_jax.infer.engine import Answer, DecodedReference, Engine, Request
-from refvlm_jax.mesh.build import batch_shards, make_mesh, make_rules
-from refvlm_jax.mesh.rules import use_sharding
+from refvlm_jax.mesh.build import batch_shards, make_mesh, make_rules, mesh_shape
+from refvlm_jax.mesh.rules import MESH_AXES, use_sharding
 from refvlm_jax.mesh.shardings import param_shardings
 from refvlm_jax.rle import encode as encode_rle
 from refvlm_jax.train.model_def import define
@@ -36,6 +36,8 @@ from refvlm_jax.trp.commands import COMMANDS
 from refvlm_jax.trp.coords import parse_coords
 
 _LOG = logging.getLogger(__name__)
+SHORTEST_PROMPT = 128
+"""Positions of a batch of short prompts; attention kernels work on blocks of as many."""
 
 
 def make_engine(config: RunConfig, params: Mapping[str, np.ndarray]) -> Engine:
@@ -85,14 +87,31 @@ def predict(
     """
     options, tokenizer = encode_options(config, fixed_template=True), tokenizer_of(config)
     size = config.eval.batch_size
+    parts = mesh_shape(config.mesh, jax.device_count())[MESH_AXES.index("seq")]
     # Standard output is for answers.
     console = Console(stderr=True)
     for start in track(range(0, len(questions), size), description=note, console=console):
         chunk = questions[start : start + size]
         asked, batch = prompt_batch(chunk, size, image_root, tokenizer, options)
+        batch = batch.cut(prompt_length(batch, parts))
         answers = engine.answer(batch, [_request(question) for question in asked])
         for question, answer in zip(asked, answers, strict=True):
             yield _prediction(question, answer, config, depth_folder)
+
+
+def prompt_length(batch: Batch, parts: int = 1) -> int:
+    """Positions that hold all prompts of a batch: 128, 256, 512, ... or those of a whole row.
+
+    What is computed and cached for a prompt is as long as that, and few lengths are few programs.
+
+    Args:
+      parts: what the positions of a row are split into over the mesh.
+    """
+    longest, whole = int((batch.segment_ids > 0).sum(axis=1).max()), batch.segment_ids.shape[1]
+    length = SHORTEST_PROMPT
+    while length < longest:
+        length *= 2
+    return length if length < whole and length % parts == 0 else whole
 
 
 def prompt_batch(

@@ -68,6 +68,15 @@ def test_a_row_is_answered_the_same_alone_and_in_a_batch(model: RefVLM, prompts:
         np.testing.assert_array_equal(alone[0], together[b])
 
 
+def test_room_behind_the_prompts_changes_no_answer(model: RefVLM, prompts: Batch) -> None:
+    tokens, hidden = answers(model, prompts)
+    longest = int((prompts.segment_ids > 0).sum(axis=1).max())
+    assert longest < prompts.tokens.shape[1]
+    short_tokens, short_hidden = answers(model, prompts.cut(longest))
+    np.testing.assert_array_equal(short_tokens, tokens)
+    np.testing.assert_allclose(short_hidden, hidden, atol=2e-5)
+
+
 def test_generation_stops_at_the_end_token(model: RefVLM, prompts: Batch) -> None:
     free, _ = answers(model, prompts, eos=-1)
     stop = int(free[0, 2])

@@ -1,5 +1,6 @@
 """Evaluation asks every supervised turn of a dialogue, after its history."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from data_pipelines import shards
 from data_pipelines.catalog import load_catalog
 from data_pipelines.encode import EncodeOptions
 from data_pipelines.records import encode
+from refvlm_jax.batch import Batch, empty_row
 from refvlm_jax.cli.data_setup import majority_answer
-from refvlm_jax.cli.predict import prompt_batch
+from refvlm_jax.cli.predict import prompt_batch, prompt_length
 from refvlm_jax.cli.truths import Question, select, truth_of, words_of
 
 OPTIONS = EncodeOptions(spec=tiny_dialogs.SPEC, fixed_template=True)
@@ -78,6 +80,23 @@ def test_a_prompt_holds_the_history_and_ends_with_the_question(tmp_path: Path) -
     first, second = (text.find(words_of(turn)) for turn in TURNS[:2])
     assert 0 <= first < text.find("the red cup", first) < second
     assert words_of(TURNS[2]) not in text
+
+
+@pytest.mark.parametrize(
+    ("longest", "parts", "length"),
+    [(3, 1, 128), (128, 2, 128), (129, 1, 256), (300, 1, 512), (513, 1, 600), (3, 3, 600)],
+)
+def test_a_batch_of_prompts_is_as_long_as_they_need(longest: int, parts: int, length: int) -> None:
+    row = empty_row(dataclasses.replace(tiny_dialogs.SPEC, seq_len=600))
+    row["segment_ids"][:longest] = 1
+    row["tokens"][:longest] = np.arange(longest)
+    batch = Batch.from_dict({name: value[None] for name, value in row.items()})
+    assert prompt_length(batch, parts) == length
+    cut = batch.cut(length)
+    assert cut.tokens.shape == cut.visual_index.shape == (1, length)
+    assert (cut.tokens == batch.tokens[:, :length]).all() and cut.images is batch.images
+    with pytest.raises(ValueError, match=f"{longest} positions does not fit {longest - 1}"):
+        batch.cut(longest - 1)
 
 
 def test_a_question_that_cannot_be_asked_is_named_and_left_out(
