@@ -269,9 +269,8 @@ def _fits_hint(hint: Any) -> Callable[[Any], bool]:
 
 
 def _is_text(value: Any) -> bool:
-    if type(value) is str and value.isascii():
-        return True
-    return isinstance(value, str) and _is_plain(value)
+    # Most text is ASCII, which needs no second look.
+    return isinstance(value, str) and (value.isascii() or _is_plain(value))
 
 
 def _is_whole(value: Any) -> bool:
@@ -279,9 +278,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, float):
-        return True
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST
+    return isinstance(value, float) or _is_whole(value)
 
 
 def _is_plain(value: Any) -> bool:
