@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
         **decoder, width=64, layers=1, mlp_dim=128, norm_groups=8, bins=32, min_depth=1.0,
         max_depth=25.0, gradient_scales=3,
     )  # fmt: skip
-    config.data.update(kpt_refs=4, depth_refs=1, depth_size=64)
+    config.data.update(batch_size=16, kpt_refs=4, depth_refs=1, depth_size=64)
     # What an opening teaches is learnt already.
     del config.data.opening_steps, config.data.opening_weights
     # One scene in seven has a person, so that joints need a larger share than depth.

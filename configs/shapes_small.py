@@ -1,4 +1,4 @@
-"""The longer recipe: the quickstart with a deeper tower, finer masks, more scenes and more steps."""
+"""The longer recipe: the quickstart with a deeper tower, finer masks, more scenes, rows and steps."""
 
 from ml_collections import ConfigDict
 
@@ -12,6 +12,8 @@ def get_config() -> ConfigDict:
     config.model.vision.update(layers=3, mlp_dim=288)
     # The stem's finest map doubles the resolution of the masks.
     config.model.mask.features = (0, 1, 3)
+    config.data.update(batch_size=16, opening_steps=800)
+    config.data.weights.T03 = 4.5
     config.world.train = 12000
     config.train.steps = 2200
     config.ckpt.every_steps = 500
